@@ -1,0 +1,6 @@
+"""`python -m scrimp` is `scrimp`."""
+
+from scrimp.cli import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())

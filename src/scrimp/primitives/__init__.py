@@ -1,0 +1,1 @@
+"""What more than one layer shares: errors, files, random draws. Knows nothing of the rest."""
