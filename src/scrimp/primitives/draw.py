@@ -78,7 +78,9 @@ def _locate(cumulative: Tensor, points: Tensor) -> Tensor:
 def check_scores(scores: Tensor) -> None:
     """Refuse scores that are no vector of finite numbers from 0 up."""
     if scores.ndim != 1 or scores.numel() == 0:
-        raise InputError("scores of shape [count], count >= 1", f"shape {list(scores.shape)}", "pass one score a sample")
+        raise InputError(
+            "scores of shape [count], count >= 1", f"shape {list(scores.shape)}", "pass one score a sample"
+        )
     if not bool(torch.isfinite(scores).all()) or bool((scores < 0).any()):
         raise InputError("finite scores >= 0", "a negative, infinite or NaN score", "check the model's loss")
 
