@@ -1,0 +1,42 @@
+"""Finding the receipts that a person points at."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from scrimp.primitives.errors import InputError
+from scrimp.receipts import Receipt, load_receipt
+
+_PLACES = ("receipt.json", "receipts/*.json", "*/receipt.json", "*/receipts/*.json")
+
+
+def find_receipts(paths: Iterable[str | os.PathLike[str]]) -> list[Receipt]:
+    """Load the receipts of each path: a receipt file, a run folder, or a folder of run folders.
+
+    In a folder, ``receipt.json`` and ``receipts/*.json`` are looked for, in it and one level down, by name. A file
+    reached twice counts once.
+
+    Raises:
+        InputError: a path does not exist, holds no receipt, or holds a damaged one; there is no path at all.
+    """
+    files: dict[Path, None] = {}
+    for path in map(Path, paths):
+        files |= dict.fromkeys(file.resolve() for file in _files(path))
+    if not files:
+        raise InputError("a receipt or a run folder", "no path", "name one, such as runs/study")
+    return [load_receipt(file) for file in files]
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise InputError("a receipt or a run folder", f"{path}, which does not exist", "check the path")
+    found = sorted({file for place in _PLACES for file in path.glob(place) if file.is_file()})
+    if not found:
+        raise InputError(
+            "a run folder with receipts", f"{path} with none", "pass a folder that a scrimp job finished in"
+        )
+    return found
