@@ -1,0 +1,65 @@
+// The door to Python: argument checks and bindings, nothing else. Arrays come in through DLPack or the buffer
+// protocol, so torch tensors and numpy arrays are read where they lie.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+
+#include <stdexcept>
+#include <string>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include "dot.hpp"
+#include "simd.hpp"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace {
+
+using Vector = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+double dot(const Vector &a, const Vector &b) {
+    if (a.shape(0) != b.shape(0))
+        throw std::invalid_argument("expected vectors of one length; got " + std::to_string(a.shape(0)) + " and " +
+                                    std::to_string(b.shape(0)) + "; cut the longer one");
+    nb::gil_scoped_release released;
+    return scrimp::dot(a.data(), b.data(), a.shape(0));
+}
+
+std::string compiler() {
+#if defined(__clang__)
+    return "clang " __clang_version__;
+#elif defined(__GNUC__)
+    return "gcc " __VERSION__;
+#elif defined(_MSC_VER)
+    return "msvc " + std::to_string(_MSC_VER);
+#else
+    return "unknown";
+#endif
+}
+
+nb::dict capabilities() {
+    nb::dict found;
+    found["simd"] = scrimp::simd_name();
+#ifdef _OPENMP
+    found["openmp"] = true;
+    found["threads"] = omp_get_max_threads();
+#else
+    found["openmp"] = false;
+    found["threads"] = 1;
+#endif
+    found["compiler"] = compiler();
+    return found;
+}
+
+}  // namespace
+
+NB_MODULE(_native, module) {
+    module.def("capabilities", &capabilities);
+    module.def("set_simd", &scrimp::set_simd, "name"_a);
+    // No silent conversions: a float64 or strided array would be copied at a cost nobody sees.
+    module.def("dot", &dot, "a"_a.noconvert(), "b"_a.noconvert());
+}
