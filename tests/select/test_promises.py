@@ -62,7 +62,7 @@ def global_generator_untouched(member: Member) -> None:
 
 
 def mean_is_unbiased(member: Member) -> None:
-    """Sum over draws of weight * value, a share of the budget each, is the mean; prune's rounds fall short of the budget."""
+    """The sum of weight * value over the draws, divided by the budget (prune falls short of it), is the mean."""
     values = torch.linspace(0, 1, COUNT) ** 3 + scores()
     generator, found = torch.Generator().manual_seed(1), []
     for _ in range(3000):

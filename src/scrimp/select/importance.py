@@ -76,7 +76,9 @@ def gradient_norm_bound(logits: Tensor, targets: Tensor, *, ignore_index: int = 
         return (probabilities - targets).flatten(1).norm(dim=1)
     ignored = (targets == ignore_index).unsqueeze(1)
     expected = targets.unsqueeze(1).masked_fill(ignored, 0)
-    difference = probabilities.scatter_add(1, expected, torch.full_like(probabilities[:, :1], -1.0).expand(expected.shape))
+    difference = probabilities.scatter_add(
+        1, expected, torch.full_like(probabilities[:, :1], -1.0).expand(expected.shape)
+    )
     return difference.masked_fill(ignored, 0).flatten(1).norm(dim=1)
 
 

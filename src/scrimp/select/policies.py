@@ -1,7 +1,7 @@
 """Policies: how a round of training draws is planned from what is remembered of every sample.
 
-All have one signature, ``(record, budget, *, generator) -> Selection``, and consume the generator alike at first, so that
-a policy whose gate is shut plans the very round that `uniform` would.
+All have one signature, ``(record, budget, *, generator) -> Selection``, and consume the generator alike at first: a
+policy whose gate is shut plans the very round that `uniform` would.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def uniform(record: Record, budget: int, *, generator: torch.Generator) -> Selec
     return uniform_sample(len(record.scores), budget, generator=generator)
 
 
-def history(*, mix: float = 0.2, gate: float = 1.5, staleness: int = 4) -> Policy:
+def history(*, mix: float = 0.2, gate: float = 1.3, staleness: int = 4) -> Policy:
     """Importance sampling by scores taken for free from the batches just trained.
 
     p_i = (1 - mix) s_i / sum s + mix / N, drawn by systematic sampling, weights 1 / (N p_i) <= 1 / mix. A sample whose
@@ -49,8 +49,8 @@ def prune(*, share: float = 0.5, final: float = 0.125) -> Policy:
     """Leave out easy samples at random, count the ones kept for those left out, end on everything.
 
     InfoBatch's rule (Qin et al., ICLR 2024, eq. 4-5): of the samples scored below the mean each is left out with
-    probability ``share``; the kept ones weigh 1 / (1 - share). The last ``final`` of the budget uses all samples. A round
-    is shorter than a pass. Scores are losses in the paper.
+    probability ``share``; the kept ones weigh 1 / (1 - share). The last ``final`` of the budget uses all samples. A
+    round is shorter than a pass. Scores are losses in the paper.
 
     Args:
         share: probability of leaving out an easy sample, in [0, 1).
@@ -101,5 +101,3 @@ def _prune(record: Record, budget: int, *, generator: torch.Generator, share: fl
     kept = ~easy | (torch.rand(len(plan), generator=generator) >= share)
     weights = torch.where(easy, 1.0 / (1.0 - share), 1.0)
     return Selection(plan.indices[kept], weights[kept])
-
-

@@ -73,36 +73,37 @@ class Presampler:
         self.gate = gate or Gate(speedup_threshold(pool, 1))
         self.consumed = 0
         """Batches that the current step took from the stream."""
-        self._steps = 0
+        self._chosen = 0
 
     def __call__(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield (inputs [b, ...], targets [b, ...], weights [b]). The end of a stream too short for a pool passes."""
         stream = iter(batches)
-        for first in stream:
-            taken = [first]
-            if self.gate.open:
-                taken += itertools.islice(stream, self.pool - 1)
-            self.consumed = len(taken)
-            yield self._choose(taken) if len(taken) == self.pool else (*first, torch.ones_like(first[1], dtype=torch.float32))
-            self._steps += 1
+        while taken := list(itertools.islice(stream, self.pool if self.gate.open else 1)):
+            if len(taken) == self.pool:
+                self.consumed = self.pool
+                yield self._choose(taken)
+                continue
+            self.consumed = 1
+            for inputs, targets in taken:
+                yield inputs, targets, torch.ones(len(inputs), device=inputs.device)
 
     def observe(self, scores: Tensor) -> None:
-        """Take in the trained batch's scores, [b]; those of a presampled batch are not a uniform sample and do not count."""
+        """Take in the trained batch's scores, [b]; a presampled batch is no uniform sample and does not count."""
         if self.consumed == 1:
             self.gate.update(_gather(scores.detach().float()))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"tau": self.gate.tau, "steps": self._steps}
+        return {"tau": self.gate.tau, "chosen": self._chosen}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.gate.tau, self._steps = state["tau"], state["steps"]
+        self.gate.tau, self._chosen = state["tau"], state["chosen"]
 
     def _choose(self, taken: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
         with torch.no_grad():
             scores = torch.stack([_gather(self.score(inputs, targets).float()) for inputs, targets in taken]).flatten()
         self.gate.update(scores)
-        size = len(scores) // self.pool
-        chosen = importance_sample(scores, size, generator=generator_for(self.seed, self._steps))
+        chosen = importance_sample(scores, len(scores) // self.pool, generator=generator_for(self.seed, self._chosen))
+        self._chosen += 1
         inputs, targets = torch.cat([item[0] for item in taken]), torch.cat([item[1] for item in taken])
         share = len(taken[0][0])
         rows = slice(_rank() * share, (_rank() + 1) * share)

@@ -1,10 +1,10 @@
 """A batch sampler that plans its draws round by round, from scores of the batches just trained, on any number of ranks.
 
-    sampler = RoundSampler(len(train), 64, policy=history(), seed=0)
-    for images, labels in DataLoader(train, batch_sampler=sampler):
-        logits = model(images)
-        losses = cross_entropy(logits, labels, reduction="none")
-        loss = sampler.weigh(losses, gradient_norm_bound(logits, labels))
+sampler = RoundSampler(len(train), 64, policy=history(), seed=0)
+for images, labels in DataLoader(train, batch_sampler=sampler):
+    logits = model(images)
+    losses = cross_entropy(logits, labels, reduction="none")
+    loss = sampler.weigh(losses, gradient_norm_bound(logits, labels))
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from scrimp.select.selection import Selection
 class RoundSampler:
     """Plans a round of draws, deals it out in batches, and remembers the scores that come back.
 
-    A round is about one pass: ``count`` draws, rounded down to whole batches (`prune` plans fewer). Every rank plans the
-    same round, from the same seed and the same (gathered) scores, and takes its own rows of each batch: the draws are
-    the same whatever the number of processes. Hand it to a plain ``DataLoader``, not to ``accelerator.prepare``, which
-    would deal it out a second time.
+    A round is about one pass: ``count`` draws, rounded down to whole batches (`prune` plans fewer). Every rank plans
+    the same round, from the same seed and the same (gathered) scores, and takes its own rows of each batch: the draws
+    are the same whatever the number of processes. Hand it to a plain ``DataLoader``, not to ``accelerator.prepare``,
+    which would deal it out a second time.
 
     Args:
         count: samples in the data set.
@@ -121,6 +121,11 @@ class RoundSampler:
         if self._position >= self._batches(self._planned()):
             self._finish_round()
 
+    @property
+    def trained(self) -> int:
+        """Batches trained since the start, over all rounds."""
+        return self._draws // self.batch_size + self._position
+
     def record(self) -> Record:
         """Scores and ages as known now; on several ranks, call it on all of them or on none."""
         self._flush()
@@ -198,7 +203,9 @@ class RoundSampler:
         if not self._pending:
             return
         plan = self._planned()
-        for (batch, _), scores in zip(self._pending, torch.stack([item for _, item in self._pending]).cpu(), strict=True):
+        for (batch, _), scores in zip(
+            self._pending, torch.stack([item for _, item in self._pending]).cpu(), strict=True
+        ):
             start = batch * self.batch_size
             drawn = plan.indices[start : start + self.batch_size]
             self._scores[drawn] = scores

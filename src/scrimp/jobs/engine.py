@@ -1,0 +1,126 @@
+"""Processes, devices, precision and sharding: accelerate, checked to have done what was asked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import nn
+
+from scrimp.jobs.config import ModelConfig
+from scrimp.primitives.errors import InputError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+T = TypeVar("T")
+
+
+def start(config: ModelConfig, device: str, *, folder: Any = None) -> Accelerator:
+    """An accelerator on the device asked for, with as many processes as the launcher was asked for.
+
+    Raises:
+        InputError: the device is not there, or fewer processes came up than the launcher started.
+    """
+    from accelerate import Accelerator
+
+    _check_device(device)
+    precision = _precision(config.precision, device)
+    accelerator = Accelerator(
+        cpu=device == "cpu" or (device == "auto" and not _has_accelerator()),
+        mixed_precision=precision,
+        log_with=list(config.trackers) or None,
+        project_dir=folder,
+    )
+    check_world(accelerator.num_processes, os.environ)
+    return accelerator
+
+
+def check_world(processes: int, environment: Any) -> None:
+    """Refuse to go on with fewer processes than the launcher started: each would train the whole job alone."""
+    asked = int(environment.get("WORLD_SIZE", "1"))
+    if processes != asked:
+        raise InputError(
+            f"{asked} processes, as the launcher set WORLD_SIZE",
+            f"{processes}",
+            "start with torchrun --nproc-per-node N -m scrimp ...",
+        )
+
+
+def shared(accelerator: Accelerator, decide: Callable[[], T]) -> T:
+    """Let the first process decide (and write files); all get its answer, or all raise its error."""
+    answer: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            answer[0] = decide()
+        except InputError as error:
+            answer[1] = error
+    if accelerator.num_processes > 1:
+        torch.distributed.broadcast_object_list(answer, src=0)
+    if answer[1] is not None:
+        raise answer[1]
+    decided: T = answer[0]
+    return decided
+
+
+def spread(accelerator: Accelerator, model: nn.Module, parallel: str) -> nn.Module:
+    """The model on its device, as replicas (DDP) or FSDP2 shards over all processes; checked to be that.
+
+    Shards are made by torch's own ``fully_shard``: accelerate's FSDP plugin silently gives replicas on CPUs.
+
+    Raises:
+        InputError: the sharding asked for did not come about.
+    """
+    if parallel == "ddp" or (accelerator.num_processes == 1 and not torch.distributed.is_initialized()):
+        if parallel == "fsdp":
+            raise InputError("several processes for --parallel fsdp", "one", "start with torchrun")
+        return accelerator.prepare_model(model.to(accelerator.device))
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    model = model.to(accelerator.device)
+    for child in _blocks(model):
+        fully_shard(child, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    check_sharded(model.parameters())
+    return model
+
+
+def check_sharded(parameters: Iterable[torch.Tensor]) -> None:
+    """Refuse parameters that are not DTensor shards."""
+    from torch.distributed.tensor import DTensor
+
+    whole = sum(not isinstance(item, DTensor) for item in parameters)
+    if whole:
+        raise InputError("sharded parameters", f"{whole} whole ones", "use --parallel ddp or report this")
+
+
+def _blocks(model: nn.Module) -> list[nn.Module]:
+    """The repeated blocks, each its own unit of sharding; torch gathers one unit at a time."""
+    lists = (nn.Sequential, nn.ModuleList)
+    children = [child for layer in model.modules() if isinstance(layer, lists) for child in layer]
+    return [child for child in children if not isinstance(child, lists) and sum(1 for _ in child.parameters()) > 2]
+
+
+def _has_accelerator() -> bool:
+    return torch.cuda.is_available() or torch.backends.mps.is_available()
+
+
+def _check_device(device: str) -> None:
+    there = {"auto": True, "cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(device, False):
+        raise InputError(
+            f"one of the devices here: {', '.join(name for name, found in there.items() if found)}",
+            device,
+            "pass --device cpu",
+        )
+
+
+def _precision(asked: str, device: str) -> str:
+    if asked != "auto":
+        return "no" if asked == "fp32" else asked
+    on_cuda = device in ("auto", "cuda") and torch.cuda.is_available()
+    return "bf16" if on_cuda and torch.cuda.is_bf16_supported() else "no"

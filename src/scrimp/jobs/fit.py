@@ -1,0 +1,371 @@
+"""The training loop: one model, one policy, one budget in FLOPs; killed at any step, it can go on."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
+
+from scrimp.data import ImageData, crop_flip
+from scrimp.jobs.budget import StepCost
+from scrimp.jobs.checkpoint import gather_training_state, load_checkpoint, restore_training_state_, save_checkpoint
+from scrimp.jobs.config import ModelConfig
+from scrimp.jobs.engine import spread
+from scrimp.jobs.evaluate import evaluate, ready
+from scrimp.jobs.sampling import Sampling
+from scrimp.primitives.draw import generator_for
+from scrimp.primitives.errors import InputError
+from scrimp.select import Gate, Presampler, RoundSampler, speedup_threshold
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+_AUGMENT = 1  # keys of the independent random streams of one seed
+_PRESAMPLE = 2
+_AGREE_EVERY = 20  # steps between asking all processes whether to stop or to save
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; its checkpoint is written."""
+
+
+@dataclass
+class Spent:
+    """How far a run is."""
+
+    steps: int = 0
+    images: int = 0  # images gone through forward and backward
+    flops: float = 0.0
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    evaluations: int = 0
+    resumes: int = 0
+    reached: bool = False  # the target accuracy
+    curve: list[dict[str, float | None]] = field(default_factory=list)
+
+
+class Fitting:
+    """A run in the making. `run` trains to the end of the budget; figures are in ``spent``.
+
+    Args:
+        config: model, optimiser and loop settings.
+        model: fresh, unwrapped.
+        data: images and classes.
+        accelerator: see `scrimp.jobs.engine.start`.
+        sampling: see `scrimp.jobs.sampling.SAMPLINGS`.
+        cost: counted FLOPs of an image.
+        budget: FLOPs of the whole run, scoring included.
+        seed: of draws and augmentation.
+        checkpoint: file to write checkpoints to.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        model: nn.Module,
+        data: ImageData,
+        *,
+        accelerator: Accelerator,
+        sampling: Sampling,
+        cost: StepCost,
+        budget: float,
+        seed: int,
+        checkpoint: Path,
+        target_accuracy: float | None = None,
+    ) -> None:
+        self.config, self.data, self.accelerator, self.sampling = config, data, accelerator, sampling
+        self.cost, self.budget, self.seed, self.checkpoint = cost, budget, seed, checkpoint
+        self.target_accuracy = target_accuracy
+        self.spent = Spent()
+        self.plain = model.to(memory_format=torch.channels_last)
+        runner = cast(nn.Module, torch.compile(model)) if config.compile else model
+        self.model = spread(accelerator, runner, config.parallel)
+        self.raw_optimizer = make_optimizer(self.model, config)
+        self.optimizer = accelerator.prepare_optimizer(self.raw_optimizer)
+        self.ema = self._make_ema()
+        self.sampler = RoundSampler(
+            len(data.train),
+            config.batch_size,
+            policy=sampling.policy,
+            seed=seed,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+        )
+        self.presampler = self._make_presampler() if sampling.presample else None
+
+    @property
+    def done(self) -> bool:
+        """Whether another step would go over the budget, or the target is reached."""
+        pool = self.config.pool if self.presampler is not None and self.presampler.gate.open else 1
+        return self.spent.reached or self.spent.flops + self._step_flops(pool) > self.budget
+
+    def run(self, report: Callable[[Spent], None]) -> None:
+        """Train until `done`; ``report`` is called after each step.
+
+        Raises:
+            Interrupted: SIGINT or SIGTERM came; the checkpoint is written.
+        """
+        with _stop_requests() as stop:
+            self._saved_at = time.perf_counter()
+            while not self.done:
+                begin = _now()
+                for images, labels, weights in self._stream():
+                    self._step(images, labels, weights)
+                    begin = self._pause(begin, stop)
+                    report(self.spent)
+                    if self.done:
+                        break
+            if not self.spent.curve or self.spent.curve[-1]["flops"] != self.spent.flops:
+                self._evaluate()
+
+    def best_model(self) -> nn.Module:
+        """What is validated and saved: the moving average where there is one."""
+        return self.ema.module if self.ema is not None else self.model
+
+    def resume(self) -> None:
+        """Take up the checkpoint.
+
+        Raises:
+            InputError: it is damaged or of another run.
+        """
+        state = load_checkpoint(self.checkpoint)
+        restore_training_state_(self.model, self.raw_optimizer, (state["model"], state["optimizer"]))
+        self.sampler.load_state_dict(state["sampler"])
+        self.spent = Spent(**state["spent"])
+        self.spent.resumes += 1
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])
+        if self.presampler is not None:
+            self.presampler.load_state_dict(state["presampler"])
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        torch.set_rng_state(state["rng"])
+
+    def save(self) -> None:
+        """Write the checkpoint; on every rank, since shards are gathered."""
+        model, optimizer = gather_training_state(self.model, self.raw_optimizer)
+        state = {
+            "model": model,
+            "optimizer": optimizer,
+            "sampler": self.sampler.state_dict(),
+            "spent": asdict(self.spent),
+            "ema": self.ema.state_dict() if self.ema is not None else None,
+            "presampler": self.presampler.state_dict() if self.presampler is not None else None,
+            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None,
+            "rng": torch.get_rng_state(),
+        }
+        if self.accelerator.is_main_process:
+            save_checkpoint(self.checkpoint, state)
+        self._saved_at = time.perf_counter()
+
+    def _stream(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+        """This round's batches, on the device: (images, labels, weights where they were presampled)."""
+        loader: DataLoader[Any] = DataLoader(
+            self.data.train,  # type: ignore[arg-type]  # a map-style set by protocol
+            batch_sampler=self.sampler,
+            collate_fn=_whole,
+            num_workers=self.config.workers,
+            generator=torch.Generator(),  # else each new loader draws from the global one, and resuming makes a new one
+        )
+        start = self.sampler.trained
+        batches = (self._prepare(images, labels, start + turn) for turn, (images, labels, _) in enumerate(loader))
+        if self.presampler is not None:
+            yield from self.presampler(batches)
+        else:
+            yield from ((images, labels, None) for images, labels in batches)
+
+    def _prepare(self, images: Tensor, labels: Tensor, number: int) -> tuple[Tensor, Tensor]:
+        """On the device, augmented by the stream of this batch's number, as the model takes them."""
+        device = self.accelerator.device
+        images, labels = images.to(device), labels.to(device)
+        if self.config.augment != "none":
+            rank, rows = self.accelerator.process_index, len(images)
+            images = crop_flip(
+                images,
+                padding=images.shape[-1] // 8 if self.config.augment == "crop" else 0,
+                flip=True,
+                generator=generator_for(self.seed, _AUGMENT, number),
+                rows=slice(rank * rows, (rank + 1) * rows),
+                total=self.config.batch_size,
+            )
+        return ready(images, self.data, device), labels
+
+    def _step(self, images: Tensor, labels: Tensor, weights: Tensor | None) -> None:
+        self.model.train()
+        rate = schedule(self.spent.flops / self.budget, self.config)
+        for group in self.raw_optimizer.param_groups:
+            group["lr"] = rate
+        with self.accelerator.autocast():
+            logits = self.model(images)
+        losses = functional.cross_entropy(logits.float(), labels, reduction="none")
+        loss = self._weigh(losses, logits, labels, weights)
+        self.accelerator.backward(loss)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.ema is not None:
+            self.ema.update_parameters(self.plain)
+        self.spent.steps += 1
+        self.spent.images += self.config.batch_size
+        self.spent.flops += self._step_flops(self._pool())
+        self.sampler.progress = self.spent.flops / self.budget
+
+    def _weigh(self, losses: Tensor, logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
+        scores = self.sampling.scores(losses, logits, labels)
+        if self.presampler is None:
+            return self.sampler.weigh(losses, scores)
+        self.sampler.advance(self.presampler.consumed)
+        self.presampler.observe(scores)
+        return losses.mean() if weights is None or self.presampler.consumed == 1 else (losses * weights).mean()
+
+    def _pool(self) -> int:
+        return self.presampler.consumed if self.presampler is not None else 1
+
+    def _step_flops(self, pool: int = 1) -> float:
+        scored = self.cost.score * pool if pool > 1 else 0.0
+        return self.config.batch_size * (self.cost.train + scored)
+
+    def _pause(self, begin: tuple[float, float], stop: Callable[[], bool]) -> tuple[float, float]:
+        """Between steps: stop the clock where something other than training is due, and do it."""
+        due = self._evaluation_due()
+        save, halt = self._agreed(stop)
+        if not (due or save or halt):
+            return begin
+        self._clock(begin)
+        if due:
+            self._evaluate()
+        if save or halt:
+            self.save()
+        if halt:
+            raise Interrupted
+        return _now()
+
+    def _clock(self, begin: tuple[float, float]) -> None:
+        now = _now()
+        self.spent.seconds += now[0] - begin[0]
+        self.spent.cpu_seconds += now[1] - begin[1]
+
+    def _agreed(self, stop: Callable[[], bool]) -> tuple[bool, bool]:
+        """Whether to save and whether to halt; on several processes all must do so at one step."""
+        alone = self.accelerator.num_processes == 1
+        if not alone and self.spent.steps % _AGREE_EVERY:
+            return False, False
+        wish = (time.perf_counter() - self._saved_at > self.config.checkpoint_seconds, stop())
+        if alone:
+            return wish
+        flags = torch.tensor([float(item) for item in wish], device=self.accelerator.device)
+        torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
+        return bool(flags[0]), bool(flags[1])
+
+    def _evaluation_due(self) -> bool:
+        share = (self.spent.evaluations + 1) / self.config.evaluations
+        return self.done or self.spent.flops >= share * self.budget
+
+    def _evaluate(self) -> None:
+        self.spent.evaluations += 1
+        model = self.best_model()
+        test = evaluate(model, self.data.test, self.data, accelerator=self.accelerator)
+        probe = evaluate(model, self.data.train, self.data, accelerator=self.accelerator, limit=self.config.probe)
+        tau = self.presampler.gate.tau if self.presampler is not None else self.sampler.record().tau()
+        point = {
+            "flops": self.spent.flops,
+            "seconds": self.spent.seconds,
+            "cpu_seconds": self.spent.cpu_seconds,
+            "samples": float(self.spent.images),
+            "train_loss": probe.loss,
+            "test_accuracy": test.accuracy,
+            "test_loss": test.loss,
+            "learning_rate": schedule(self.spent.flops / self.budget, self.config),
+            "tau": tau,
+        }
+        self.spent.curve.append(point)
+        self.accelerator.log({key: value for key, value in point.items() if value is not None}, step=self.spent.steps)
+        self.spent.reached = self.target_accuracy is not None and test.accuracy >= self.target_accuracy
+
+    def _make_presampler(self) -> Presampler:
+        backward = self.cost.train - self.cost.score
+        threshold = speedup_threshold(self.config.pool, 1, forward=self.cost.score, backward=backward)
+        seed = self.seed * 31 + _PRESAMPLE
+        return Presampler(self._score, pool=self.config.pool, gate=Gate(threshold), seed=seed)
+
+    def _score(self, images: Tensor, labels: Tensor) -> Tensor:
+        self.model.eval()
+        with self.accelerator.autocast():
+            logits = self.model(images)
+        return self.sampling.scores(functional.cross_entropy(logits.float(), labels, reduction="none"), logits, labels)
+
+    def _make_ema(self) -> AveragedModel | None:
+        if self.config.ema is None:
+            return None
+        if self.config.parallel == "fsdp":
+            raise InputError("--parallel ddp with --ema", "fsdp", "drop one of the two")
+        return AveragedModel(self.plain, multi_avg_fn=get_ema_multi_avg_fn(self.config.ema), use_buffers=True)
+
+
+def make_optimizer(model: nn.Module, config: ModelConfig) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum, or AdamW; no decay on biases and normalisation."""
+    decayed = [item for item in model.parameters() if item.requires_grad and item.ndim > 1]
+    others = [item for item in model.parameters() if item.requires_grad and item.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=peak_rate(config))
+    return torch.optim.SGD(groups, lr=peak_rate(config), momentum=0.9, nesterov=True)
+
+
+def peak_rate(config: ModelConfig) -> float:
+    """The learning rate asked for, or the optimiser's usual one."""
+    return config.lr if config.lr is not None else {"sgd": 0.05, "adamw": 1e-3}[config.optimizer]
+
+
+def schedule(spent: float, config: ModelConfig) -> float:
+    """Learning rate when a share ``spent`` (0 to 1) of the budget is gone: linear warm-up, then cosine to 0."""
+    if spent < config.warmup:
+        return peak_rate(config) * (spent / config.warmup * 0.99 + 0.01)
+    rest = min(1.0, (spent - config.warmup) / max(1e-12, 1 - config.warmup))
+    return peak_rate(config) * 0.5 * (1 + math.cos(math.pi * rest))
+
+
+def _whole(batch: Any) -> Any:
+    """The data set hands over whole batches: nothing to collate. A named function, since loader workers pickle it."""
+    return batch
+
+
+def _now() -> tuple[float, float]:
+    """Wall seconds, and CPU seconds of this process and of its finished loader workers."""
+    times = os.times()
+    return time.perf_counter(), time.process_time() + times.children_user + times.children_system
+
+
+@contextmanager
+def _stop_requests() -> Iterator[Callable[[], bool]]:
+    """Turn SIGINT and SIGTERM into a question that is asked between steps; a second SIGINT stops at once."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+    before = {item: signal.getsignal(item) for item in (signal.SIGINT, signal.SIGTERM)}
+
+    def handle(number: int, frame: Any) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    for item in before:
+        signal.signal(item, handle)
+    try:
+        yield asked.is_set
+    finally:
+        for item, handler in before.items():
+            signal.signal(item, handler)

@@ -1,0 +1,96 @@
+"""What every run of a job shares: data, model, accelerator and the counted cost of a step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from scrimp.data import ImageData, load_images
+from scrimp.jobs import budget
+from scrimp.jobs.config import ModelConfig
+from scrimp.jobs.evaluate import ready
+from scrimp.jobs.models import create_model, load_weights_
+from scrimp.primitives.errors import InputError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Loaded once, used by every run."""
+
+    config: ModelConfig
+    data: ImageData
+    accelerator: Accelerator
+    cost: budget.StepCost
+
+    def build_model(self, seed: int) -> nn.Module:
+        """A fresh model, its initial weights fixed by ``seed``."""
+        return _build(self.config, self.data, seed)
+
+    def run_extra_seconds(self, eval_seconds: float) -> float:
+        """Wall seconds a run spends outside training: evaluations, given the seconds of one batch's forward."""
+        images = len(self.data.test) + min(self.config.probe, len(self.data.train))
+        return 0.5 + self.config.evaluations * eval_seconds * images / self._rows() / self.accelerator.num_processes
+
+    def timed(self) -> tuple[float, float]:
+        """Wall seconds of one training step and of one evaluation step, the slowest process's."""
+        images, labels = self._sample()
+        times = torch.tensor(budget.time_step(self.build_model(0).to(images.device), images, labels))
+        if self.accelerator.num_processes > 1:
+            times = times.to(images.device)
+            torch.distributed.all_reduce(times, torch.distributed.ReduceOp.MAX)
+        train, evaluate = times.tolist()
+        return train, evaluate
+
+    def _rows(self) -> int:
+        return self.config.batch_size // self.accelerator.num_processes
+
+    def _sample(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return _sample(self.data, self._rows(), self.accelerator.device)
+
+
+def prepare(config: ModelConfig, data: Any, accelerator: Accelerator) -> Setup:
+    """Load images, build the model once to count its cost.
+
+    Raises:
+        InputError: data, model or batch size that cannot be used.
+    """
+    images = data if isinstance(data, ImageData) else load_images(data, size=config.size, on_corrupt=config.on_corrupt)
+    if config.batch_size % accelerator.num_processes or not 1 <= config.batch_size <= len(images.train):
+        raise InputError(
+            f"a batch size up to {len(images.train)} that {accelerator.num_processes} process(es) share evenly",
+            f"{config.batch_size}",
+            "pass another --batch-size",
+        )
+    model = _build(config, images, 0).to(accelerator.device)
+    sample = _sample(images, min(8, config.batch_size), accelerator.device)
+    return Setup(config, images, accelerator, budget.count_step(model, *sample))
+
+
+def _build(config: ModelConfig, data: ImageData, seed: int) -> nn.Module:
+    channels, size, _ = data.train.shape
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        model = create_model(
+            config.model, classes=len(data.classes), channels=channels, size=size, pretrained=config.pretrained
+        )
+    if config.weights is not None:
+        load_weights_(model, config.weights)
+    return model
+
+
+def _sample(data: ImageData, rows: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    chosen = torch.arange(rows) % len(data.train)
+    return ready(data.train.batch(chosen), data, device), data.train.labels[chosen].to(device)
+
+
+def default_name(job: str, data: Any) -> str:
+    """A run folder's name from the data it is about."""
+    label = Path(data).name if isinstance(data, str) else "dataset"
+    return f"{job}-{label or 'data'}"

@@ -1,0 +1,116 @@
+"""`scrimp study`: the conventional way beside the thrifty ways, under one budget, with a receipt and a report."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scrimp.jobs.budget import checked_budget, flops_in
+from scrimp.jobs.config import StudyConfig
+from scrimp.jobs.engine import shared, start
+from scrimp.jobs.fit import Spent
+from scrimp.jobs.folder import REPORT, choose_folder, record_config
+from scrimp.jobs.progress import add_bar, console, figures, progress_bar
+from scrimp.jobs.setup import Setup, default_name, prepare
+from scrimp.jobs.ways import Context, Way, find_ways, run_way
+from scrimp.primitives.errors import InputError
+from scrimp.receipts import Receipt
+from scrimp.report import write_report
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+_RESERVE = 0.85  # of the minutes: the rest is for loading, reporting and a machine that slows down
+
+
+def study(
+    config: StudyConfig, *, data: Any = None, accelerator: Accelerator | None = None
+) -> tuple[Path, list[Receipt]]:
+    """Run every way with every seed under the same FLOPs; writes receipts, weights, configuration and report.html.
+
+    Seeds are the outer loop: a study that is stopped early still holds pairs.
+
+    Args:
+        config: see `StudyConfig`.
+        data: anything `scrimp.data.load_images` takes, instead of ``config.data``.
+        accelerator: an existing one.
+
+    Returns:
+        The run folder and the receipts, way by way and seed by seed.
+
+    Raises:
+        InputError: something in the configuration or the data cannot be used.
+        Interrupted: SIGINT or SIGTERM came; go on with ``resume=True``.
+    """
+    begin = time.perf_counter()
+    ways = find_ways(config.ways)
+    if config.seeds < 1:
+        raise InputError("at least 1 seed", f"{config.seeds}", "pass --seeds 3")
+    accelerator = accelerator or start(config, config.device)
+    source = config.data if data is None else data
+    name = default_name("study", source)
+    folder = shared(accelerator, lambda: choose_folder(config.out, name, resume=config.resume))
+    setup = prepare(config, source, accelerator)
+    wanted = {} if config.resume else {"run_budget_flops": _budget(config, setup, time.perf_counter() - begin)}
+    resolved = shared(accelerator, lambda: record_config(folder, config, wanted))
+    receipts = _run_all(config, setup, ways, folder=folder, name=name, budget=resolved["run_budget_flops"])
+    if accelerator.is_main_process:
+        write_report(receipts, folder / REPORT)
+    accelerator.wait_for_everyone()
+    return folder, receipts
+
+
+def _run_all(
+    config: StudyConfig, setup: Setup, ways: list[Way], *, folder: Path, name: str, budget: float
+) -> list[Receipt]:
+    shown = setup.accelerator.is_main_process and not config.json
+    if shown:
+        console.print(
+            f"{setup.data.name}: {len(setup.data.train):,} training and {len(setup.data.test):,} test images; "
+            f"{len(ways)} ways x {config.seeds} seeds, {budget:.3g} FLOPs each"
+        )
+    receipts: dict[tuple[str, int], Receipt] = {}
+    with progress_bar(shown=shown) as progress:
+        whole = add_bar(progress, "study", total=len(ways) * config.seeds)
+        for seed in range(config.seed, config.seed + config.seeds):
+            for way in ways:
+                bar = add_bar(progress, f"{way.name}, seed {seed}")
+
+                def report(spent: Spent, bar: Any = bar) -> None:
+                    latest = spent.curve[-1] if spent.curve else {}
+                    progress.update(bar, completed=spent.flops / budget, figures=figures(latest))
+
+                context = Context(
+                    setup=setup,
+                    study=name,
+                    way=way.name,
+                    baseline=way is ways[0],
+                    seed=seed,
+                    budget=budget,
+                    folder=folder / way.name / f"seed-{seed}",
+                    report=report,
+                    resume=config.resume,
+                )
+                receipts[way.name, seed] = run_way(way, context)
+                progress.remove_task(bar)
+                progress.advance(whole)
+    return [receipts[way.name, seed] for way in ways for seed in range(config.seed, config.seed + config.seeds)]
+
+
+def _budget(config: StudyConfig, setup: Setup, used: float) -> float:
+    """FLOPs of each run: from the minutes of the whole study, from --flops, or the smaller of both."""
+    batch_flops = setup.cost.train * config.batch_size
+    budgets = [config.flops] if config.flops is not None else []
+    if config.minutes is not None or not budgets:
+        minutes = 3.0 if config.minutes is None else config.minutes
+        train_seconds, eval_seconds = setup.timed()
+        budgets.append(
+            flops_in(
+                (minutes * 60 * _RESERVE - used) / (len(config.ways) * config.seeds),
+                batch_flops,
+                train_seconds=train_seconds,
+                extra_seconds=setup.run_extra_seconds(eval_seconds),
+            )
+        )
+    return checked_budget(min(budgets), batch_flops)
