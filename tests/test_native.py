@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import platform
 import subprocess
@@ -19,6 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scrimp import native
+from scrimp.select import gradient_norm_bound
+from scrimp.select.importance import gradient_norm_bound_twin
 
 LEVELS = {"generic", "avx2", "avx512", "neon"}
 
@@ -132,6 +135,8 @@ def test_one_openmp_runtime_whichever_comes_first(kernels: ModuleType, first: st
 {first}
 import torch
 from scrimp import native
+from scrimp.select import gradient_norm_bound
+from scrimp.select.importance import gradient_norm_bound_twin
 a = torch.ones(200_000)
 assert native.load().dot(a, a) == 200_000 and (a @ a).item() == 200_000
 seen = {{line.split()[-1] for line in open("/proc/self/maps") if "libgomp" in line or "libomp" in line}}
@@ -200,3 +205,26 @@ def test_installs_without_a_compiler(tmp_path: Path) -> None:
     # -S: an editable install of this checkout would otherwise stand in for the one just made.
     shown = run(code + "print(native.available(), native.capabilities())", "-S").splitlines()
     assert shown == [f"{tmp_path}/scrimp/native/__init__.py", "False None"]
+
+
+@pytest.mark.parametrize("shape", [(1, 2), (64, 10), (7, 1000), (0, 5)])
+def test_the_gradient_norm_bound_is_its_twins(kernels: ModuleType, shape: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = 20 * torch.randn(shape, generator=generator)
+    targets = torch.randint(0, shape[1], shape[:1], generator=generator)
+    targets[::5] = -100
+    found = torch.full(shape[:1], float("nan"))
+    kernels.gradient_norm_bound(logits.data_ptr(), targets.data_ptr(), *shape, -100, found.data_ptr())
+    exact = gradient_norm_bound_twin(logits.double(), targets, -100)
+    torch.testing.assert_close(found.double(), exact, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(found, gradient_norm_bound(logits, targets))
+
+
+def test_the_gradient_norm_bound_keeps_small_values_and_refuses_strange_targets(kernels: ModuleType) -> None:
+    logits, found = torch.tensor([[30.0, 0.0]]), torch.empty(1)
+    for target, expected in ((0, 2**0.5 * math.exp(-30)), (1, 2**0.5)):
+        targets = torch.tensor([target])
+        kernels.gradient_norm_bound(logits.data_ptr(), targets.data_ptr(), 1, 2, -100, found.data_ptr())
+        assert float(found) == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(IndexError, match="expected targets from 0 to 1; got 2"):
+        gradient_norm_bound(logits, torch.tensor([2]))

@@ -155,7 +155,10 @@ def _show(receipts: list[Any], as_json: bool) -> None:
 
     from scrimp.report import render_table
 
-    Console().print(render_table(receipts))
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=140)  # a pipe or a file has no width to fit
+    console.print(render_table(receipts, width=console.width))
 
 
 def _say(line: str, quiet: bool) -> None:

@@ -235,7 +235,7 @@ def test_unusable_settings_say_so(shapes, tmp_path, settings, word):
 @pytest.mark.parametrize("name", ["lr", "warmup", "ema", "evaluations", "probe", "mix", "gate", "pool"])
 def test_numbers_out_of_range_say_so(name):
     with pytest.raises(InputError, match=name):
-        TrainConfig(**{name: -1})
+        TrainConfig(**{name: -1}).check()
 
 
 def test_fewer_processes_than_asked_for_is_an_error():

@@ -84,8 +84,12 @@ class ModelConfig:
     trackers: tuple[str, ...] = ()
     """Also log to these through accelerate, such as tensorboard, mlflow, trackio."""
 
-    def __post_init__(self) -> None:
-        """Refuse numbers that no run can mean."""
+    def check(self) -> None:
+        """Refuse numbers that no run can mean.
+
+        Raises:
+            InputError: a number out of its range.
+        """
         ranges: dict[str, tuple[bool, str]] = {
             "batch_size": (self.batch_size >= 1, "at least 1"),
             "lr": (self.lr is None or self.lr > 0, "above 0"),

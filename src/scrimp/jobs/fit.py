@@ -90,7 +90,8 @@ class Fitting:
         self.cost, self.budget, self.seed, self.checkpoint = cost, budget, seed, checkpoint
         self.target_accuracy = target_accuracy
         self.spent = Spent()
-        self.plain = model.to(memory_format=torch.channels_last)
+        # FSDP2 takes contiguous parameters only; the images are channels last either way.
+        self.plain = model if config.parallel == "fsdp" else model.to(memory_format=torch.channels_last)
         runner = cast(nn.Module, torch.compile(model)) if config.compile else model
         self.model = spread(accelerator, runner, config.parallel)
         self.raw_optimizer = make_optimizer(self.model, config)

@@ -44,9 +44,11 @@ def study(
         Interrupted: SIGINT or SIGTERM came; go on with ``resume=True``.
     """
     begin = time.perf_counter()
+    config.check()
     ways = find_ways(config.ways)
     if config.seeds < 1:
         raise InputError("at least 1 seed", f"{config.seeds}", "pass --seeds 3")
+    own = accelerator is None
     accelerator = accelerator or start(config, config.device)
     source = config.data if data is None else data
     name = default_name("study", source)
@@ -58,6 +60,8 @@ def study(
     if accelerator.is_main_process:
         write_report(receipts, folder / REPORT)
     accelerator.wait_for_everyone()
+    if own:
+        accelerator.end_training()
     return folder, receipts
 
 

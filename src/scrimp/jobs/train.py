@@ -33,6 +33,8 @@ def train(config: TrainConfig, *, data: Any = None, accelerator: Accelerator | N
         InputError: something in the configuration or the data cannot be used.
         Interrupted: SIGINT or SIGTERM came; go on with ``resume=True``.
     """
+    config.check()
+    own = accelerator is None
     accelerator = accelerator or start(config, config.device)
     name = default_name(f"train-{config.sampling}", config.data if data is None else data)
     folder = shared(accelerator, lambda: choose_folder(config.out, name, resume=config.resume))
@@ -59,7 +61,8 @@ def train(config: TrainConfig, *, data: Any = None, accelerator: Accelerator | N
             progress.update(bar, completed=spent.flops / task.budget, figures=figures(latest))
 
         receipt = run_task(setup, task, report, resume=config.resume)
-    accelerator.end_training()
+    if own:
+        accelerator.end_training()
     return receipt
 
 

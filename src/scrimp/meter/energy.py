@@ -39,7 +39,7 @@ class EnergyWindow:
     The processor packages are metered whole, so that whatever else runs on the machine is in the figure; of GPUs, the
     current CUDA device if CUDA is in use when the block begins. ``reading`` is the result after the block: without a
     meter its value is ``None`` and its ``how`` begins "not measured: no meter"; a part in use that has no meter stands
-    in ``missed``. ``how`` names the counters, their resolution and the length of the window.
+    in ``missed``. ``how`` names the counters, their resolution, and windows too short to trust.
 
     Args:
         idle_watts: power of the machine at rest (see `idle_power`), subtracted over the window; else it is included.
@@ -107,7 +107,8 @@ class EnergyWindow:
             return Reading(None, f"{_NO_METER}: {self._failure}" if self._failure else _NO_METER)
         joules = sum(n * counter.joules_per_step for n, counter in zip(self._steps, self._counters, strict=True))
         how = [f"{counter.name} ({counter.resolution})" for counter in self._counters]
-        how.append(f"window {seconds:.3g} s" + (", short: indicative only" if seconds < _SHORT_SECONDS else ""))
+        if seconds < _SHORT_SECONDS:
+            how.append(f"window under {_SHORT_SECONDS:g} s: indicative only")
         if self._idle_watts is None:
             how.append("idle power included")
         else:

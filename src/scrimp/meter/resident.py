@@ -45,7 +45,7 @@ class ResidentPeak:
         if peak is None:
             self.reading = Reading(None, "not measured: this system does not let a process reset its peak resident set")
         else:
-            self.reading = Reading(peak, f"VmHWM after a reset; {self._start} bytes at the start")
+            self.reading = Reading(peak, "peak resident set of the process (VmHWM, reset at the start)")
 
 
 def peak_resident(module_function: str, *args: Any, timeout: float | None = None) -> Reading:

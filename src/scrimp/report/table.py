@@ -68,13 +68,17 @@ def grid(receipts: Sequence[Receipt], *, qualities: Sequence[str] | None = None)
     return Grid(headings, cells, _caption(receipts, list(verdicts.values())), caveats(receipts))
 
 
-def render_table(receipts: Sequence[Receipt]) -> Table:
-    """A `rich` table for the terminal, with at most two quality columns so that it fits 100 columns."""
+def render_table(receipts: Sequence[Receipt], *, width: int | None = None) -> Table:
+    """A `rich` table for the terminal, with at most two quality columns so that it fits 100 columns.
+
+    On a terminal of fewer than 100 columns (``width``) the last three columns give way; the report has them.
+    """
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     laid = grid(receipts, qualities=quality_names(receipts)[:2])
+    shown = len(laid.headings) - (3 if width is not None and width < 100 else 0)
     names = list(studies(receipts))
     table = Table(
         title=Text(names[0] if len(names) == 1 else f"{len(names)} studies"),
@@ -86,14 +90,14 @@ def render_table(receipts: Sequence[Receipt]) -> Table:
         show_edge=False,
     )
     first = laid.headings.index("way")
-    for position, heading in enumerate(laid.headings[first:]):
+    for position, heading in enumerate(laid.headings[first:shown]):
         # Two-line headings let the figures, not the titles, set the widths.
         table.add_column(Text(heading.replace(" ", "\n", 1)), justify="right" if position else "left", overflow="fold")
     for previous, row in zip([None, *laid.rows], laid.rows, strict=False):
         if first and (previous is None or previous[0] != row[0]):
             table.add_section()
             table.add_row(Text(row[0].text, style="bold"))
-        table.add_row(*map(_rich_cell, row[first:]))
+        table.add_row(*map(_rich_cell, row[first:shown]))
     return table
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from scrimp.native import load
 from scrimp.primitives.draw import check_budget, check_scores, draw_with_replacement
 from scrimp.primitives.errors import InputError
 from scrimp.select.selection import Selection
@@ -71,6 +72,31 @@ def gradient_norm_bound(logits: Tensor, targets: Tensor, *, ignore_index: int = 
             "pass what cross_entropy takes",
         )
     values = logits.detach()
+    if _fits_native(values, targets) and (native := load()) is not None:
+        bounds = torch.empty(len(values))
+        arguments = (values.data_ptr(), targets.data_ptr(), *values.shape, ignore_index, bounds.data_ptr())
+        native.gradient_norm_bound(*arguments)
+        return bounds
+    return gradient_norm_bound_twin(values, targets, ignore_index)
+
+
+def _fits_native(logits: Tensor, targets: Tensor) -> bool:
+    """Whether the compiled kernel takes these: one position a sample, float32 and int64, on the CPU, packed."""
+    return (
+        logits.ndim == 2
+        and targets.ndim == 1
+        and logits.device.type == targets.device.type == "cpu"
+        and logits.dtype == torch.float32
+        and targets.dtype == torch.int64
+        and logits.is_contiguous()
+        and targets.is_contiguous()
+        and not torch.compiler.is_compiling()
+    )
+
+
+def gradient_norm_bound_twin(logits: Tensor, targets: Tensor, ignore_index: int) -> Tensor:
+    """`gradient_norm_bound` in torch: what runs on GPUs and everywhere else, and the compiled kernel's reference."""
+    values = logits.detach()
     probabilities = torch.softmax(values, 1, dtype=torch.promote_types(values.dtype, torch.float32))
     if targets.shape == logits.shape:
         return (probabilities - targets).flatten(1).norm(dim=1)
@@ -101,7 +127,7 @@ def output_gradient_norm(loss: Callable[[Tensor], Tensor], outputs: Tensor) -> T
         if losses.shape != outputs.shape[:1]:
             raise InputError(f"losses [{len(outputs)}]", f"shape {list(losses.shape)}", "use reduction='none'")
         (gradient,) = torch.autograd.grad(losses.sum(), leaf)
-    return gradient.flatten(1).norm(dim=1)
+    return gradient.reshape(len(gradient), -1).norm(dim=1)
 
 
 def variance_reduction(scores: Tensor) -> float:

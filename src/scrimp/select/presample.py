@@ -15,7 +15,7 @@ from torch import Tensor
 
 from scrimp.primitives.draw import generator_for
 from scrimp.primitives.errors import InputError
-from scrimp.select.importance import importance_sample, speedup_threshold, variance_reduction
+from scrimp.select.importance import importance_sample, speedup_threshold
 
 Score = Callable[[Tensor, Tensor], Tensor]
 """Maps inputs [n, ...] and targets [n, ...] to scores [n]; run without gradient, with the model in eval mode."""
@@ -40,7 +40,9 @@ class Gate:
 
     def update(self, scores: Tensor) -> None:
         """Take in the scores of one uniform sample, [n]."""
-        self.tau = self.momentum * self.tau + (1 - self.momentum) * variance_reduction(scores)
+        total, squares = torch.stack([scores.sum(), scores.square().sum()]).tolist()  # one wait for a GPU, no checks
+        tau = max(1.0, (len(scores) * squares) ** 0.5 / total) if total > 0 else 1.0
+        self.tau = self.momentum * self.tau + (1 - self.momentum) * tau
 
 
 class Presampler:
@@ -99,6 +101,8 @@ class Presampler:
         self.gate.tau, self._chosen = state["tau"], state["chosen"]
 
     def _choose(self, taken: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+        if len({len(targets) for _, targets in taken}) > 1:
+            raise InputError("batches of one size", "a shorter one", "pass drop_last=True to the loader")
         with torch.no_grad():
             scores = torch.stack([_gather(self.score(inputs, targets).float()) for inputs, targets in taken]).flatten()
         self.gate.update(scores)

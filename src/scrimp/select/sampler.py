@@ -65,13 +65,13 @@ class RoundSampler:
         self._round = 0
         self._position = 0  # batches of this round already trained
         self._plan: Selection | None = None
+        self._plain = False  # whether all weights of the plan are 1
         self._pending: list[tuple[int, Tensor]] = []  # (batch of this round, scores of the global batch)
         self._dealt: tuple[int, int] | None = None  # (round, position) from which a round was dealt to its end
 
     def __len__(self) -> int:
-        """Batches left in the round."""
-        self._skip_unweighed()
-        return self._batches(self._planned()) - self._position
+        """Batches of the round, those already trained included."""
+        return self._batches(self._planned())
 
     def __iter__(self) -> Iterator[list[int]]:
         """Each batch's indices, this rank's rows only, from the first batch that was not trained yet."""
@@ -99,8 +99,11 @@ class RoundSampler:
             Scalar, ``mean(weights * losses)``; exactly ``losses.mean()`` where all weights are 1.
 
         Raises:
-            InputError: not one loss and one score for each sample of the batch.
+            InputError: not one loss and one score for each sample of the batch, or losses without gradient (a
+                validation loop must not move the sampler on).
         """
+        if not losses.requires_grad:
+            raise InputError("losses of a training step, with gradient", "losses without", "weigh training batches only")
         scores = losses if scores is None else scores
         rows = self.batch_size // self.world_size
         if losses.shape != (rows,) or scores.shape != (rows,):
@@ -110,7 +113,7 @@ class RoundSampler:
                 "compute the loss with reduction='none'",
             )
         weights = self.weights()
-        plain = bool((weights == 1).all())
+        plain = self._plain
         self._pending.append((self._position, self._gather(scores.detach().float())))
         self.advance(1)
         return losses.mean() if plain else (losses * weights.to(losses.device, losses.dtype)).mean()
@@ -164,7 +167,9 @@ class RoundSampler:
         self._scores, self._seen_at = state["scores"].clone(), state["seen_at"].clone()
         self._draws, self._round, self._position = state["draws"], state["round"], state["position"]
         self.progress = state["progress"]
-        self._plan, self._pending = Selection(state["indices"].clone(), state["weights"].clone()), []
+        self._set_plan(Selection(state["indices"].clone(), state["weights"].clone()))
+        self._pending = []
+        self._dealt = None
 
     def _skip_unweighed(self) -> None:
         """End a round that was dealt whole to a loop that never weighs; loader workers fetch ahead, so only now."""
@@ -179,8 +184,11 @@ class RoundSampler:
             plan = self.policy(record, budget, generator=generator_for(self.seed, self._round))
             if len(plan) < self.batch_size:  # pruning a tiny set can leave less than one batch
                 plan = uniform(record, budget, generator=generator_for(self.seed, self._round))
-            self._plan = plan
+            self._set_plan(plan)
         return self._plan
+
+    def _set_plan(self, plan: Selection) -> None:
+        self._plan, self._plain = plan, bool((plan.weights == 1).all())
 
     def _batches(self, plan: Selection) -> int:
         return len(plan) // self.batch_size

@@ -4,6 +4,7 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
 
+#include <cstdint>
 #include <stdexcept>
 #include <string>
 
@@ -11,6 +12,7 @@
 #include <omp.h>
 #endif
 
+#include "bound.hpp"
 #include "dot.hpp"
 #include "simd.hpp"
 
@@ -27,6 +29,13 @@ double dot(const Vector &a, const Vector &b) {
                                     std::to_string(b.shape(0)) + "; cut the longer one");
     nb::gil_scoped_release released;
     return scrimp::dot(a.data(), b.data(), a.shape(0));
+}
+
+// Raw addresses, not DLPack: at a batch's size the protocol costs more than the kernel. The caller has checked them.
+void gradient_norm_bound(std::uintptr_t logits, std::uintptr_t targets, std::size_t rows, std::size_t classes,
+                         std::int64_t ignored, std::uintptr_t out) {
+    scrimp::gradient_norm_bound(reinterpret_cast<const float *>(logits), reinterpret_cast<const std::int64_t *>(targets),
+                                rows, classes, ignored, reinterpret_cast<float *>(out));
 }
 
 std::string compiler() {
@@ -61,5 +70,6 @@ NB_MODULE(_native, module) {
     module.def("capabilities", &capabilities);
     module.def("set_simd", &scrimp::set_simd, "name"_a);
     // No silent conversions: a float64 or strided array would be copied at a cost nobody sees.
+    module.def("gradient_norm_bound", &gradient_norm_bound);
     module.def("dot", &dot, "a"_a.noconvert(), "b"_a.noconvert());
 }

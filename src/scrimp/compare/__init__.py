@@ -1,0 +1,68 @@
+"""Every method beside its reference (the same result, computed slowly) and its baseline (what one would use instead).
+
+One explicit list. A method joins by a module with ``check`` and ``sides`` and one row here.
+"""
+
+from __future__ import annotations
+
+from scrimp.compare import flops, history, importance, presample, prune
+from scrimp.compare.comparison import Comparison, Finding, Sides
+from scrimp.primitives.errors import InputError
+
+__all__ = ["COMPARISONS", "Comparison", "Finding", "Sides", "find_comparisons"]
+
+COMPARISONS: tuple[Comparison, ...] = (
+    Comparison(
+        name="importance-sampling",
+        method="importance sampling",
+        reference="exact per-sample gradients",
+        baseline="uniform sampling",
+        check=importance.check,
+        sides=importance.sides,
+    ),
+    Comparison(
+        name="presample",
+        method="presampling, gate shut",
+        reference="Algorithm 1 term by term",
+        baseline="plain loop",
+        check=presample.check,
+        sides=presample.sides,
+    ),
+    Comparison(
+        name="history",
+        method="history, gate shut",
+        reference="counts of budget * p",
+        baseline="plain loop",
+        check=history.check,
+        sides=history.sides,
+    ),
+    Comparison(
+        name="prune",
+        method="pruning",
+        reference="all outcomes enumerated",
+        baseline="plain loop",
+        check=prune.check,
+        sides=prune.sides,
+    ),
+    Comparison(
+        name="flop-counter",
+        method="FLOP counter",
+        reference="dimensions of ViT-Ti/16",
+        baseline="torch's FLOP counter",
+        check=flops.check,
+        sides=flops.sides,
+    ),
+)
+
+
+def find_comparisons(name: str) -> list[Comparison]:
+    """The comparison of this name, or all of them for ``"all"``.
+
+    Raises:
+        InputError: there is none of this name.
+    """
+    found = [row for row in COMPARISONS if name in (row.name, "all")]
+    if not found:
+        names = ", ".join(row.name for row in COMPARISONS)
+        raise InputError(f"a comparison out of: {names}, all", name, "see scrimp compare --list")
+    return found

@@ -1,0 +1,77 @@
+"""One process and two (gloo): the same draws, the same network up to rounding, replicas and shards alike."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from scrimp.jobs.folder import REPORT, WEIGHTS
+from scrimp.report import find_receipts
+
+HERE = Path(__file__).parent
+POLICIES = ("uniform", "history", "prune", "presample")
+
+
+def torchrun(processes: int, *command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE}:{os.environ.get('PYTHONPATH', '')}"}
+    done = subprocess.run(
+        [*launcher, *command], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> tuple[Path, Path]:
+    """Folders of the same jobs run by one process and by two."""
+    folders = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
+    for processes, folder in enumerate(folders, 1):
+        torchrun(processes, str(HERE / "worker.py"), str(folder), cwd=folder)
+    return folders
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_draw_the_same(runs, policy, parallel):
+    one, two = (json.loads((runs[0] / f"{policy}-ddp.json").read_text()),
+                json.loads((runs[1] / f"{policy}-{parallel}.json").read_text()))  # fmt: skip
+    assert len(one) >= 2
+    assert one == two
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_train_the_same_network(runs, policy, parallel):
+    one = load_file(runs[0] / f"{policy}-ddp" / WEIGHTS)
+    two = load_file(runs[1] / f"{policy}-{parallel}" / WEIGHTS)
+    assert one.keys() == two.keys()
+    for key in one:
+        assert float((one[key] - two[key]).abs().max()) < 1e-3, key
+
+
+def test_presampling_differs_from_uniform(runs):
+    """The parity above would hold of a presampler that never chose."""
+    one, other = (load_file(runs[1] / f"{policy}-ddp" / WEIGHTS) for policy in ("uniform", "presample"))
+    assert any(float((one[key] - other[key]).abs().max()) > 1e-2 for key in one)
+
+
+def test_a_study_runs_on_two_processes(runs):
+    assert (runs[1] / "study" / REPORT).is_file()
+    found = find_receipts([runs[1] / "study"])
+    assert {item.way for item in found} == {"uniform", "history"}
+    assert all(item.notes["processes"] == 2 for item in found)
+
+
+def test_torchrun_from_the_shell(shape_folder, tmp_path):
+    command = ["-m", "scrimp", "train", str(shape_folder), "--epochs", "2", "--device", "cpu", "--model", "convnet-8"]
+    done = torchrun(2, *command, "--out", str(tmp_path / "run"), "--json", cwd=tmp_path)
+    (receipt,) = json.loads(done.stdout)
+    assert receipt["notes"]["processes"] == 2
+    assert (tmp_path / "run" / WEIGHTS).is_file()

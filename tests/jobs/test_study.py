@@ -1,0 +1,79 @@
+"""Ways, stages and the budget they share."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from scrimp.jobs.config import StudyConfig
+from scrimp.jobs.folder import REPORT
+from scrimp.jobs.study import study
+from scrimp.jobs.ways import WAYS, Context, Stage, Way, find_ways, run_way
+from scrimp.primitives.errors import InputError
+from scrimp.receipts import Receipt
+
+
+def config(out, **settings) -> StudyConfig:
+    usual = {"model": "convnet-8", "batch_size": 16, "evaluations": 2, "device": "cpu", "json": True, "flops": 1e9}
+    return StudyConfig(**{**usual, **settings}, out=out)
+
+
+def test_every_way_gets_the_same_budget_and_pairs_share_a_start(shapes, tmp_path):
+    folder, receipts = study(config(tmp_path / "study", seeds=2), data=shapes)
+    assert [(item.way, item.seed) for item in receipts] == [(way.name, seed) for way in WAYS for seed in (0, 1)]
+    budget = receipts[0].config["budget_flops"]
+    assert budget == 1e9
+    assert all(0.95 * budget < item.cost.flops.value <= budget for item in receipts)
+    assert [item.baseline for item in receipts] == [item.way == "uniform" for item in receipts]
+    assert "history" in (folder / REPORT).read_text()
+
+
+def test_a_finished_study_is_read_back_not_run_again(shapes, tmp_path, monkeypatch):
+    _, first = study(config(tmp_path / "study", seeds=1, ways=("uniform", "prune")), data=shapes)
+    monkeypatch.setattr("scrimp.jobs.fit.Fitting.run", lambda *_: pytest.fail("trained again"))
+    _, second = study(config(tmp_path / "study", seeds=1, ways=("uniform", "prune"), resume=True), data=shapes)
+    assert [item.created for item in first] == [item.created for item in second]
+
+
+def test_minutes_bound_the_whole_study(shapes, tmp_path):
+    _, receipts = study(config(tmp_path / "study", flops=None, minutes=0.5, seeds=1, ways=("uniform",)), data=shapes)
+    assert 1e7 < receipts[0].cost.flops.value
+    assert receipts[0].cost.seconds.value < 60
+
+
+def test_too_few_minutes_say_so(shapes, tmp_path):
+    with pytest.raises(InputError, match="--minutes"):
+        study(config(tmp_path / "study", flops=None, minutes=0.001), data=shapes)
+
+
+def test_stages_share_the_budget_in_order(tmp_path):
+    seen = []
+
+    def stage(name: str, share: float) -> Stage:
+        def run(context: Context) -> Receipt:
+            seen.append((name, context.budget, context.folder.name, context.before and context.before.way))
+            return Receipt(kind="run", name="study", way=name)
+
+        return Stage(name, share, run)
+
+    context = Context(setup=None, study="study", way="both", baseline=False, seed=0, budget=100.0,
+                      folder=tmp_path, report=lambda spent: None)  # fmt: skip
+    last = run_way(Way("both", "", (stage("pretrain", 0.75), stage("probe", 0.25))), context)
+    assert seen == [("pretrain", 75.0, "pretrain", None), ("probe", 25.0, "probe", "pretrain")]
+    assert last.way == "probe"
+    with pytest.raises(InputError, match="sum to 1"):
+        run_way(Way("half", "", (stage("only", 0.5),)), context)
+
+
+def test_ways_are_found_by_name():
+    assert [way.name for way in find_ways(("prune", "uniform"))] == ["prune", "uniform"]
+    with pytest.raises(InputError, match="history"):
+        find_ways(("historical",))
+
+
+def test_python_data_sets_and_settings_are_checked(shapes, tmp_path):
+    with pytest.raises(InputError, match="batch size"):
+        study(config(tmp_path / "study", batch_size=5000), data=shapes)
+    with pytest.raises(InputError, match="seed"):
+        study(dataclasses.replace(config(tmp_path / "study"), seeds=0), data=shapes)
