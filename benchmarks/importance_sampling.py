@@ -96,7 +96,7 @@ SETTINGS = {
     "cifar10": Setting(
         "CIFAR-10, 50,000 images, random crops and mirror images",
         lambda: load_images("cifar10"),
-        5,
+        3,
         dataclasses.replace(PLAIN, augment="crop"),
     ),
     "redundant": Setting("Fashion-MNIST, easy half ten times over", redundant, 4),

@@ -52,8 +52,12 @@ def test_a_stopped_run_resumes_to_the_same_bits(shape_folder, tmp_path, how):
     assert victim.returncode == (-9 if how == signal.SIGKILL else 130), errors
     assert "--resume" in errors or how == signal.SIGKILL
     whole = scrimp(*command, "--out", "whole", cwd=tmp_path)
-    assert whole.wait(timeout=300) == 0
-    assert main([*command, *often[:2], "--out", str(tmp_path / "killed"), "--resume", "--json"]) == 0
+    _, errors = whole.communicate(timeout=300)
+    assert whole.returncode == 0, errors
+    resumed = scrimp(*command, *often, "--resume", "--json", cwd=tmp_path)
+    output, errors = resumed.communicate(timeout=300)
+    assert resumed.returncode == 0, errors
+    assert json.loads(output)[0]["notes"]["resumed"] == 1
     assert (tmp_path / "killed" / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
 
 

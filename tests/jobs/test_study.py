@@ -38,7 +38,7 @@ def test_a_finished_study_is_read_back_not_run_again(shapes, tmp_path, monkeypat
 
 def test_minutes_bound_the_whole_study(shapes, tmp_path):
     _, receipts = study(config(tmp_path / "study", flops=None, minutes=0.5, seeds=1, ways=("uniform",)), data=shapes)
-    assert 1e7 < receipts[0].cost.flops.value
+    assert receipts[0].cost.flops.value > 1e7
     assert receipts[0].cost.seconds.value < 60
 
 

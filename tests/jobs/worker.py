@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import torch
-from conftest import CLASSES, draw
 
+from conftest import CLASSES, draw
 from scrimp.data import ImageData, TensorImages
 from scrimp.jobs.config import StudyConfig, TrainConfig
 from scrimp.jobs.engine import start
@@ -32,7 +32,12 @@ def main(out: Path) -> None:
         for parallel in ("ddp", "fsdp") if accelerator.num_processes > 1 else ("ddp",):
             drawn.clear()
             config = TrainConfig(
-                **SETTINGS, sampling=policy, gate=1.0, augment="crop", parallel=parallel, out=out / f"{policy}-{parallel}"
+                **SETTINGS,
+                sampling=policy,
+                gate=1.0,
+                augment="crop",
+                parallel=parallel,
+                out=out / f"{policy}-{parallel}",
             )
             train(config, data=data, accelerator=accelerator)
             if accelerator.is_main_process:

@@ -48,7 +48,13 @@ def test_packages_add_up_and_nothing_counts_twice(powercap):
             powercap.set(other, 10**9)
     assert window.reading.value == pytest.approx(0.75)
     assert window.reading.missed == ()
-    for words in ("RAPL package-0", "RAPL package-1", "1 uJ", "window under 10 s: indicative only", "idle power included"):
+    for words in (
+        "RAPL package-0",
+        "RAPL package-1",
+        "1 uJ",
+        "window under 10 s: indicative only",
+        "idle power included",
+    ):
         assert words in window.reading.how
 
 

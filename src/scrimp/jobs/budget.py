@@ -62,8 +62,8 @@ def seconds_a_step(step: Callable[[], object], *, repeats: int = 12) -> float:
     return statistics.median(times)
 
 
-def time_step(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Wall seconds of one training step and of one evaluation step of this batch, on a copy of ``model``."""
+def time_step(model: nn.Module, images: Tensor, labels: Tensor, *, shown: Tensor) -> tuple[float, float]:
+    """Wall seconds of a training step on ``images`` and of an evaluation of ``shown``, on a copy of ``model``."""
     twin = copy.deepcopy(model)
     optimizer = torch.optim.SGD(twin.parameters(), lr=0.0, momentum=0.9)
 
@@ -74,7 +74,7 @@ def time_step(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[float, 
 
     def evaluate() -> None:
         with torch.no_grad():
-            twin(images)
+            twin(shown)
 
     with torch.random.fork_rng(_cuda_devices(images)):
         return seconds_a_step(train), seconds_a_step(evaluate)

@@ -71,7 +71,7 @@ class ModelConfig:
     """Stop at an image that cannot be read, naming it, or leave it out."""
     evaluations: int = 5
     """Validations over the budget, the last one at its end."""
-    probe: int = 5000
+    probe: int = 2000
     """Training images, always the same, on which the training loss is measured."""
     pool: int = 3
     """presample: batches scored for one batch trained."""

@@ -17,6 +17,9 @@ from scrimp.primitives.draw import generator_for
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+EVALUATION_BATCH = 500
+"""Images a forward pass, where nothing is kept for a backward one."""
+
 
 @dataclass(frozen=True)
 class Quality:
@@ -33,7 +36,7 @@ def evaluate(
     *,
     accelerator: Accelerator,
     limit: int | None = None,
-    batch_size: int = 500,
+    batch_size: int = EVALUATION_BATCH,
 ) -> Quality:
     """Evaluate on all images, or on the same ``limit`` of them each time, chosen once at random.
 

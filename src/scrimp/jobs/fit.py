@@ -129,6 +129,7 @@ class Fitting:
                     report(self.spent)
                     if self.done:
                         break
+                self._clock(begin)
             if not self.spent.curve or self.spent.curve[-1]["flops"] != self.spent.flops:
                 self._evaluate()
 

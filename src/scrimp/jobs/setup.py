@@ -12,7 +12,7 @@ from torch import nn
 from scrimp.data import ImageData, load_images
 from scrimp.jobs import budget
 from scrimp.jobs.config import ModelConfig
-from scrimp.jobs.evaluate import ready
+from scrimp.jobs.evaluate import EVALUATION_BATCH, ready
 from scrimp.jobs.models import create_model, load_weights_
 from scrimp.primitives.errors import InputError
 
@@ -36,12 +36,15 @@ class Setup:
     def run_extra_seconds(self, eval_seconds: float) -> float:
         """Wall seconds a run spends outside training: evaluations, given the seconds of one batch's forward."""
         images = len(self.data.test) + min(self.config.probe, len(self.data.train))
-        return 0.5 + self.config.evaluations * eval_seconds * images / self._rows() / self.accelerator.num_processes
+        batches = images / EVALUATION_BATCH / self.accelerator.num_processes
+        return 0.5 + self.config.evaluations * eval_seconds * batches
 
     def timed(self) -> tuple[float, float]:
         """Wall seconds of one training step and of one evaluation step, the slowest process's."""
-        images, labels = self._sample()
-        times = torch.tensor(budget.time_step(self.build_model(0).to(images.device), images, labels))
+        images, labels = self._sample(self._rows())
+        shown, _ = self._sample(EVALUATION_BATCH)
+        model = self.build_model(0).to(images.device, memory_format=torch.channels_last)
+        times = torch.tensor(budget.time_step(model, images, labels, shown=shown))
         if self.accelerator.num_processes > 1:
             times = times.to(images.device)
             torch.distributed.all_reduce(times, torch.distributed.ReduceOp.MAX)
@@ -51,8 +54,8 @@ class Setup:
     def _rows(self) -> int:
         return self.config.batch_size // self.accelerator.num_processes
 
-    def _sample(self) -> tuple[torch.Tensor, torch.Tensor]:
-        return _sample(self.data, self._rows(), self.accelerator.device)
+    def _sample(self, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return _sample(self.data, rows, self.accelerator.device)
 
 
 def prepare(config: ModelConfig, data: Any, accelerator: Accelerator) -> Setup:

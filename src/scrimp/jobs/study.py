@@ -21,7 +21,7 @@ from scrimp.report import write_report
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-_RESERVE = 0.85  # of the minutes: the rest is for loading, reporting and a machine that slows down
+_RESERVE = 0.8  # of the minutes: the rest is for loading, reporting and a machine that slows down
 
 
 def study(

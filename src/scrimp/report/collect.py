@@ -9,14 +9,12 @@ from pathlib import Path
 from scrimp.primitives.errors import InputError
 from scrimp.receipts import Receipt, load_receipt
 
-_PLACES = ("receipt.json", "receipts/*.json", "*/receipt.json", "*/receipts/*.json")
-
 
 def find_receipts(paths: Iterable[str | os.PathLike[str]]) -> list[Receipt]:
     """Load the receipts of each path: a receipt file, a run folder, or a folder of run folders.
 
-    In a folder, ``receipt.json`` and ``receipts/*.json`` are looked for, in it and one level down, by name. A file
-    reached twice counts once.
+    In a folder, every ``receipt.json`` counts at any depth, and every JSON file below a folder named ``receipts``, in
+    the order of their paths. A file reached twice counts once.
 
     Raises:
         InputError: a path does not exist, holds no receipt, or holds a damaged one; there is no path at all.
@@ -34,9 +32,13 @@ def _files(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise InputError("a receipt or a run folder", f"{path}, which does not exist", "check the path")
-    found = sorted({file for place in _PLACES for file in path.glob(place) if file.is_file()})
+    found = sorted(file for file in path.resolve().rglob("*.json") if _is_receipt(file, path.resolve().parent))
     if not found:
         raise InputError(
             "a run folder with receipts", f"{path} with none", "pass a folder that a scrimp job finished in"
         )
     return found
+
+
+def _is_receipt(file: Path, root: Path) -> bool:
+    return file.is_file() and (file.name == "receipt.json" or "receipts" in file.relative_to(root).parts[:-1])

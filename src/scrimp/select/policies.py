@@ -28,7 +28,9 @@ def history(*, mix: float = 0.2, gate: float = 1.3, staleness: int = 4) -> Polic
 
     p_i = (1 - mix) s_i / sum s + mix / N, drawn by systematic sampling, weights 1 / (N p_i) <= 1 / mix. A sample whose
     score is ``staleness`` passes old gets p_i >= 1 / budget, which systematic sampling turns into a certain visit
-    (the others' shares shrink for it: weights stay below 2 / mix). While `variance_reduction` of the scores is below ``gate`` the plan is `uniform`'s, bit for bit.
+    (the others' shares shrink for it: weights stay below 2 / mix). While `variance_reduction` of the scores is below
+    ``gate`` the plan is `uniform`'s, bit for bit. Ages are asked once a round: the oldest score is ``staleness`` + 2
+    passes old at most, as long as half a round can hold the stale ones.
 
     Args:
         mix: share of uniform sampling, in (0, 1]; bounds the weights.

@@ -103,7 +103,9 @@ class RoundSampler:
                 validation loop must not move the sampler on).
         """
         if not losses.requires_grad:
-            raise InputError("losses of a training step, with gradient", "losses without", "weigh training batches only")
+            raise InputError(
+                "losses of a training step, with gradient", "losses without", "weigh training batches only"
+            )
         scores = losses if scores is None else scores
         rows = self.batch_size // self.world_size
         if losses.shape != (rows,) or scores.shape != (rows,):
