@@ -204,6 +204,30 @@ def share_to_target(name: str, policy: str, seed: int) -> float | None:
     return points[-1][0]
 
 
+@dataclass(frozen=True)
+class Pair:
+    """A policy beside uniform, one seed: share of FLOPs to uniform's loss; test accuracy minus uniform's, in points."""
+
+    seed: int
+    share: float
+    accuracy: float
+
+
+def paired_with_uniform(name: str, policy: str) -> list[Pair]:
+    """Every seed for which both runs at the full budget have left a receipt."""
+    pairs = []
+    for seed in range(9):
+        ours, plain = (load(name, each, 1.0, seed) for each in (policy, "uniform"))
+        share = share_to_target(name, policy, seed)
+        if ours is not None and plain is not None and share is not None:
+            pairs.append(Pair(seed, share, 100 * (accuracy_of(ours) - accuracy_of(plain))))
+    return pairs
+
+
+def accuracy_of(receipt: Receipt) -> float:
+    return float(receipt.quality["test_accuracy"] or math.nan)
+
+
 def spread(values: list[float], digits: int) -> str:
     if len(values) < 2:
         return f"{values[0]:.{digits}f} (1 seed)" if values else "-"

@@ -16,21 +16,35 @@ PAGES = sorted(
 SLOW_PAGES = [page for page in PAGES if any(block.slow and not block.skipped for block in read_blocks(page))]
 
 
+@pytest.fixture
+def desk(tmp_path: Path) -> Path:
+    """Where a page's blocks run: a folder that holds the reader's `photos/`, two classes of small pictures."""
+    from PIL import Image
+
+    for part, count in (("train", 100), ("test", 20)):
+        for label, shade in (("day", 200), ("night", 50)):
+            folder = tmp_path / "photos" / part / label
+            folder.mkdir(parents=True)
+            for number in range(count):
+                Image.new("RGB", (28, 28), (shade + number % 40, shade, shade)).save(folder / f"{number}.png")
+    return tmp_path
+
+
 def name(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
 
 @pytest.mark.touches_global_rng  # an example may seed torch, as its reader would
 @pytest.mark.parametrize("page", PAGES, ids=name)
-def test_blocks_of(page: Path, tmp_path: Path) -> None:
-    run_blocks(read_blocks(page), tmp_path, ROOT)
+def test_blocks_of(page: Path, desk: Path) -> None:
+    run_blocks(read_blocks(page), desk, ROOT)
 
 
 @pytest.mark.slow
 @pytest.mark.touches_global_rng
 @pytest.mark.parametrize("page", SLOW_PAGES, ids=name)
-def test_slow_blocks_of(page: Path, tmp_path: Path) -> None:
-    run_blocks(read_blocks(page), tmp_path, ROOT, slow=True)
+def test_slow_blocks_of(page: Path, desk: Path) -> None:
+    run_blocks(read_blocks(page), desk, ROOT, slow=True)
 
 
 def write(folder: Path, text: str) -> Path:

@@ -36,10 +36,14 @@ def test_a_finished_study_is_read_back_not_run_again(shapes, tmp_path, monkeypat
     assert [item.created for item in first] == [item.created for item in second]
 
 
-def test_minutes_bound_the_whole_study(shapes, tmp_path):
-    _, receipts = study(config(tmp_path / "study", flops=None, minutes=0.5, seeds=1, ways=("uniform",)), data=shapes)
-    assert receipts[0].cost.flops.value > 1e7
-    assert receipts[0].cost.seconds.value < 60
+def test_minutes_bound_the_whole_study(shapes, tmp_path, monkeypatch):
+    """At 0.5 s a step, two runs in two minutes get the FLOPs of about 90 steps each; 20 % is kept in reserve."""
+    monkeypatch.setattr("scrimp.jobs.budget.time_step", lambda *_, **__: (0.5, 0.01))
+    settings = {"flops": None, "minutes": 2.0, "seeds": 1, "ways": ("uniform", "prune")}
+    _, receipts = study(config(tmp_path / "study", **settings), data=shapes)
+    steps = receipts[0].cost.samples.value / 16
+    assert 50 <= steps <= 96
+    assert receipts[0].config["budget_flops"] == receipts[1].config["budget_flops"]
 
 
 def test_too_few_minutes_say_so(shapes, tmp_path):

@@ -43,7 +43,7 @@ class Setup:
         """Wall seconds of one training step and of one evaluation step, the slowest process's."""
         images, labels = self._sample(self._rows())
         shown, _ = self._sample(EVALUATION_BATCH)
-        model = self.build_model(0).to(images.device, memory_format=torch.channels_last)
+        model = self.build_model(0).to(images.device).to(memory_format=torch.channels_last)
         times = torch.tensor(budget.time_step(model, images, labels, shown=shown))
         if self.accelerator.num_processes > 1:
             times = times.to(images.device)

@@ -186,11 +186,12 @@ class RoundSampler:
             plan = self.policy(record, budget, generator=generator_for(self.seed, self._round))
             if len(plan) < self.batch_size:  # pruning a tiny set can leave less than one batch
                 plan = uniform(record, budget, generator=generator_for(self.seed, self._round))
-            self._set_plan(plan)
+            return self._set_plan(plan)
         return self._plan
 
-    def _set_plan(self, plan: Selection) -> None:
+    def _set_plan(self, plan: Selection) -> Selection:
         self._plan, self._plain = plan, bool((plan.weights == 1).all())
+        return plan
 
     def _batches(self, plan: Selection) -> int:
         return len(plan) // self.batch_size

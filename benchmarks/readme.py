@@ -1,0 +1,230 @@
+"""Puts the figures of the receipts there are into benchmarks/README.md, between its two markers.
+
+python benchmarks/readme.py
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+import importance_sampling as sampling
+from scrimp.primitives.errors import InputError
+from scrimp.primitives.files import write_atomic
+from scrimp.receipts import Receipt, load_receipt
+
+README = Path(__file__).resolve().parent / "README.md"
+RECEIPTS = README.parent.parent / "receipts"
+MARKERS = ("<!-- figures -->", "<!-- /figures -->")
+UNKNOWN = "not measured yet"
+THRIFTY = [policy for policy in sampling.POLICIES if policy != "uniform"]
+
+
+@dataclass(frozen=True)
+class Readme:
+    """Rewrite the tables of benchmarks/README.md from the receipts."""
+
+    path: Path = README
+
+
+@dataclass(frozen=True)
+class Line:
+    """One acceptance line: its number and claim, what measures it, what it found, what was wanted."""
+
+    number: str
+    what: str
+    script: str
+    receipt: str
+    figure: Callable[[Receipt], str]
+    target: str
+
+
+def study_time(receipt: Receipt) -> str:
+    seconds, cpu = receipt.cost.seconds.value, receipt.cost.cpu_seconds.value
+    runs, cores = receipt.notes["runs"], receipt.notes["cores"]
+    return f"{number(seconds, '.0f')} s wall, {number(cpu, '.0f')} s CPU, {cores} cores, {runs} runs"
+
+
+def mean_gradient(receipt: Receipt) -> str:
+    quality, notes = receipt.quality, receipt.notes
+    return (
+        f"{percent(quality['mean_gradient_error'])} with {notes['images a draw']:,} images a draw "
+        f"(its noise: {percent(quality['mean_gradient_noise'])}; by uniform draws "
+        f"{percent(quality['mean_gradient_noise_uniform'])}); with {notes['images a draw, one batch']} images a draw "
+        f"{percent(quality['mean_gradient_error_one_batch'])} "
+        f"(noise {percent(quality['mean_gradient_noise_one_batch'])})"
+    )
+
+
+def correlation(receipt: Receipt) -> str:
+    seen, unseen = (receipt.quality[f"spearman_{part}_images"] for part in ("training", "test"))
+    return f"{number(seen, '.3f')} on training images, {number(unseen, '.3f')} on test images"
+
+
+def overhead(receipt: Receipt) -> str:
+    found = {name: ratios["cpu_seconds"] for name, ratios in receipt.notes["ratios"].items()}
+    pairs = next(iter(found.values()))["count"]
+    shown = [
+        f"{name} {change(item['median'])} ({change(item['low'])} to {change(item['high'])})"
+        for name, item in found.items()
+    ]
+    return f"{'; '.join(shown)}; median and quartiles of {pairs} pairs"
+
+
+def flop_error(receipt: Receipt) -> str:
+    quality = receipt.quality
+    return (
+        f"forward {percent(quality['forward_error'], 3)}, with backward {percent(quality['training_error'], 3)} off; "
+        f"torch's own counter {percent(1 - (quality['share_counted_by_torch'] or math.nan), 1)} short"
+    )
+
+
+LINES = (
+    Line(
+        "1",
+        "`scrimp study` from nothing to table and report",
+        "study_time.py",
+        "study-time.json",
+        study_time,
+        "under 240 s wall on 2 cores",
+    ),
+    Line(
+        "3",
+        "mean of the weighted gradient over 2,000 draws, against the full batch's",
+        "unbiased.py",
+        "unbiased.json",
+        mean_gradient,
+        "within 1 %",
+    ),
+    Line(
+        "3",
+        "Spearman of the bound and exact per-sample gradient norms, trained network",
+        "unbiased.py",
+        "unbiased.json",
+        correlation,
+        "above 0.9",
+    ),
+    Line(
+        "4",
+        "CPU time that a policy with its gate shut adds",
+        "overhead.py",
+        "overhead.json",
+        overhead,
+        "under 1 %",
+    ),
+    Line(
+        "4",
+        "FLOP counter on ViT-Ti/16, CPU",
+        "flop_counter.py",
+        "flop-counter.json",
+        flop_error,
+        "within 0.1 %",
+    ),
+)
+
+
+def number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def percent(share: float | None, digits: int = 2) -> str:
+    return "-" if share is None or math.isnan(share) else f"{100 * share:.{digits}f} %"
+
+
+def change(ratio: float | None) -> str:
+    return "-" if ratio is None else f"{100 * (ratio - 1):+.2f} %"
+
+
+def tables() -> str:
+    """Both tables: the acceptance lines, and line 2 setting by setting."""
+    first, *others = [line_row(line) for line in LINES]
+    head = ["| line | what | command | receipt | figure | target |", "|---|---|---|---|---|---|"]
+    wanted = "to at most 0.7x the FLOPs on two of five settings, never above 1.02x, accuracy at most 0.3 points under"
+    folder = f"`receipts/{sampling.NAME}/SETTING/*.json`"
+    command = "`python benchmarks/importance_sampling.py run`"
+    what = "FLOPs to uniform's final training loss, and test accuracy, at equal FLOPs"
+    second = "| " + " | ".join(["2", what, command, folder, "; ".join(map(verdict, THRIFTY)), wanted]) + " |"
+    return "\n".join([*head, first, second, *others, "", *setting_rows()])
+
+
+def line_row(line: Line) -> str:
+    path = RECEIPTS / line.receipt
+    found = line.figure(load_receipt(path)) if path.is_file() else UNKNOWN
+    cells = (line.number, line.what, f"`python benchmarks/{line.script}`", f"`receipts/{line.receipt}`", found)
+    return "| " + " | ".join([*cells, line.target]) + " |"
+
+
+def verdict(policy: str) -> str:
+    """One policy over the settings that were measured, held against the three parts of the target."""
+    pairs = {name: sampling.paired_with_uniform(name, policy) for name in sampling.SETTINGS}
+    measured = [pair for pair in pairs.values() if pair]
+    if not measured:
+        return f"{policy}: {UNKNOWN}"
+    cheap = sum(statistics.mean(item.share for item in pair) <= 0.7 for pair in measured)
+    lost = sum(any(item.share > 1.02 for item in pair) for pair in measured)
+    worst = min(statistics.mean(item.accuracy for item in pair) for pair in measured)
+    return (
+        f"{policy}: at most 0.7x on {cheap} of {len(measured)} settings measured, not reached by some seed on {lost}, "
+        f"accuracy {worst:+.2f} points at worst"
+    )
+
+
+def setting_rows() -> list[str]:
+    head = "| setting | policy | FLOPs to uniform's final training loss | test accuracy, points to uniform's | seeds |"
+    rows = [head, "|---|---|---|---|---|"]
+    for name, setting in sampling.SETTINGS.items():
+        for policy in THRIFTY:
+            pairs = sampling.paired_with_uniform(name, policy)
+            cells = (
+                [shares([item.share for item in pairs]), accuracies([item.accuracy for item in pairs]), str(len(pairs))]
+                if pairs
+                else [UNKNOWN, UNKNOWN, "0"]
+            )
+            rows.append("| " + " | ".join([setting.about, policy, *cells]) + " |")
+    return rows
+
+
+def shares(values: list[float]) -> str:
+    """Mean and spread; marked where a run at the smallest share trained was not yet above uniform's loss."""
+    reached = [value for value in values if math.isfinite(value)]
+    bounded = any(value in sampling.SHARES[1:] for value in values)
+    text = f"{'at most ' if bounded else ''}{spread(reached, '.2f', 'x')}" if reached else ""
+    missed = len(values) - len(reached)
+    return "; ".join(filter(None, [f"not within 1.00x by {missed} of {len(values)} seeds" if missed else "", text]))
+
+
+def accuracies(values: list[float]) -> str:
+    return spread(values, "+.2f", "")
+
+
+def spread(values: list[float], form: str, unit: str) -> str:
+    mean = f"{statistics.mean(values):{form}}"
+    return f"{mean} ± {statistics.stdev(values):.2f}{unit}" if len(values) > 1 else f"{mean}{unit} (1 seed)"
+
+
+def filled(text: str) -> str:
+    """The page with its tables made anew.
+
+    Raises:
+        InputError: a marker is missing or stands there twice.
+    """
+    begin, end = MARKERS
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise InputError(f"one {begin} and one {end}", "a page without, or with more", "put the markers back")
+    before, _, rest = text.partition(begin)
+    _, _, after = rest.partition(end)
+    return f"{before}{begin}\n\n{tables()}\n\n{end}{after}"
+
+
+def main() -> None:
+    path = tyro.cli(Readme).path
+    write_atomic(path, filled(path.read_text(encoding="utf-8")))
+
+
+if __name__ == "__main__":
+    main()
