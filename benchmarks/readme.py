@@ -67,13 +67,17 @@ def correlation(receipt: Receipt) -> str:
 
 
 def overhead(receipt: Receipt) -> str:
-    found = {name: ratios["cpu_seconds"] for name, ratios in receipt.notes["ratios"].items()}
-    pairs = next(iter(found.values()))["count"]
-    shown = [
+    own, ratios = receipt.notes["own work"], receipt.notes["ratios"]
+    alone = ", ".join(
+        f"{name} {percent(item['share'])} ({microseconds(item['cpu_seconds'])} a step)" for name, item in own.items()
+    )
+    spreads = {name: item["cpu_seconds"] for name, item in ratios.items()}
+    whole = ", ".join(
         f"{name} {change(item['median'])} ({change(item['low'])} to {change(item['high'])})"
-        for name, item in found.items()
-    ]
-    return f"{'; '.join(shown)}; median and quartiles of {pairs} pairs"
+        for name, item in spreads.items()
+    )
+    pairs = next(iter(spreads.values()))["count"]
+    return f"own work: {alone}; paired, median and quartiles of {pairs} pairs: {whole}"
 
 
 def flop_error(receipt: Receipt) -> str:
@@ -134,6 +138,10 @@ def number(value: float | None, form: str) -> str:
 
 def percent(share: float | None, digits: int = 2) -> str:
     return "-" if share is None or math.isnan(share) else f"{100 * share:.{digits}f} %"
+
+
+def microseconds(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{1e6 * seconds:.0f} µs"
 
 
 def change(ratio: float | None) -> str:

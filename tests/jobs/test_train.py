@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from scrimp.jobs.fit import Fitting
 from scrimp.jobs.folder import CHECKPOINT, CONFIG, RECEIPT, WEIGHTS
 from scrimp.jobs.models import create_model
 from scrimp.jobs.train import train
-from scrimp.primitives.errors import InputError
+from scrimp.primitives.errors import InputError, MissingExtraError
 from scrimp.receipts import load_receipt
 
 POLICIES = ["uniform", "history", "prune", "presample"]
@@ -267,3 +268,31 @@ def test_timing_a_step_leaves_the_model_alone():
     assert train_seconds > 0
     assert shown_seconds > 0
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_trackers_log_into_the_run_folder(shapes, tmp_path):
+    pytest.importorskip("tensorboard")
+    train(config(tmp_path / "run", trackers=("tensorboard",), epochs=1), data=shapes)
+    assert list((tmp_path / "run").rglob("events.out.tfevents.*"))
+
+
+def test_missing_and_unknown_trackers_say_so(shapes, tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="tensorboard, mlflow, trackio"):
+        train(config(tmp_path / "run", trackers=("diary",)), data=shapes)
+    monkeypatch.setitem(sys.modules, "trackio", None)
+    with pytest.raises(MissingExtraError, match=r"scrimp\[trackers\]"):
+        train(config(tmp_path / "run", trackers=("trackio",)), data=shapes)
+
+
+def test_half_precision_trains(shapes, tmp_path):
+    receipt = train(config(tmp_path / "run", precision="bf16", epochs=8), data=shapes)
+    assert receipt.quality["test_accuracy"] > 0.8
+
+
+@pytest.mark.slow
+def test_a_compiled_model_saves_plain_names(shapes, tmp_path):
+    train(config(tmp_path / "plain"), data=shapes)
+    train(config(tmp_path / "compiled", compile=True), data=shapes)
+    plain, compiled = (load_file(tmp_path / name / WEIGHTS) for name in ("plain", "compiled"))
+    assert plain.keys() == compiled.keys()
+    assert all(torch.allclose(plain[key], compiled[key], atol=1e-3) for key in plain)

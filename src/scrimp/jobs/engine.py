@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
 
 from scrimp.jobs.config import ModelConfig
-from scrimp.primitives.errors import InputError
+from scrimp.primitives.errors import InputError, require
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -18,24 +20,33 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def start(config: ModelConfig, device: str, *, folder: Any = None) -> Accelerator:
+def start(config: ModelConfig, device: str) -> Accelerator:
     """An accelerator on the device asked for, with as many processes as the launcher was asked for.
 
     Raises:
-        InputError: the device is not there, or fewer processes came up than the launcher started.
+        InputError: the device is not there, a tracker is unknown, or fewer processes came up than were launched.
+        MissingExtraError: a tracker is not installed.
     """
     from accelerate import Accelerator
 
+    _check_trackers(config.trackers)
     _check_device(device)
     precision = _precision(config.precision, device)
     accelerator = Accelerator(
         cpu=device == "cpu" or (device == "auto" and not _has_accelerator()),
         mixed_precision=precision,
-        log_with=list(config.trackers) or None,
-        project_dir=folder,
     )
     check_world(accelerator.num_processes, os.environ)
     return accelerator
+
+
+def finish(accelerator: Accelerator) -> None:
+    """End what `start` began, so that the next job of this process may choose another device or precision."""
+    from accelerate.state import AcceleratorState
+
+    alone = accelerator.num_processes == 1
+    accelerator.end_training()
+    AcceleratorState._reset_state(reset_partial_state=alone)
 
 
 def check_world(processes: int, environment: Any) -> None:
@@ -63,6 +74,36 @@ def shared(accelerator: Accelerator, decide: Callable[[], T]) -> T:
         raise answer[1]
     decided: T = answer[0]
     return decided
+
+
+@contextmanager
+def tracked(
+    accelerator: Accelerator, trackers: tuple[str, ...], folder: Path, settings: dict[str, Any]
+) -> Iterator[None]:
+    """Log to these trackers, into the run's own folder, until the run is over."""
+    if not trackers:
+        yield
+        return
+    from accelerate.tracking import filter_trackers
+
+    accelerator.project_configuration.set_directories(str(folder))
+    accelerator.log_with = filter_trackers(list(trackers), str(folder))
+    accelerator.init_trackers("scrimp", config={key: str(value) for key, value in settings.items()})
+    try:
+        yield
+    finally:
+        for tracker in accelerator.trackers:
+            tracker.finish()
+        accelerator.trackers = []
+
+
+def _check_trackers(names: tuple[str, ...]) -> None:
+    """Accelerate drops trackers that are not installed without a word; a log that was asked for must not go missing."""
+    known = {"tensorboard": "tensorboard", "mlflow": "mlflow", "trackio": "trackio"}
+    for name in names:
+        if name not in known:
+            raise InputError(f"trackers out of: {', '.join(known)}", name, "correct --trackers")
+        require(known[name], "trackers")
 
 
 def spread(accelerator: Accelerator, model: nn.Module, parallel: str) -> nn.Module:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from scrimp.jobs.checkpoint import gather_training_state
+from scrimp.jobs.engine import tracked
 from scrimp.jobs.fit import Fitting, Spent
 from scrimp.jobs.folder import CHECKPOINT, RECEIPT, WEIGHTS, plain
 from scrimp.jobs.sampling import SAMPLINGS
@@ -56,7 +57,8 @@ def run_task(setup: Setup, task: Task, report: Callable[[Spent], None], *, resum
         fitting = _fitting(setup, task)
         if resume and fitting.checkpoint.is_file():
             fitting.resume()
-        fitting.run(report)
+        with tracked(setup.accelerator, setup.config.trackers, task.folder, plain(setup.config)):
+            fitting.run(report)
         size = _save_weights(setup, fitting, task.folder / WEIGHTS)
     cost = _cost(setup, fitting.spent, peak.reading, energy.reading, size)
     receipt = _receipt(setup, task, fitting.spent, cost)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from scrimp.jobs.budget import checked_budget, flops_in
 from scrimp.jobs.config import StudyConfig
-from scrimp.jobs.engine import shared, start
+from scrimp.jobs.engine import finish, shared, start
 from scrimp.jobs.fit import Spent
 from scrimp.jobs.folder import REPORT, choose_folder, record_config
 from scrimp.jobs.progress import add_bar, console, figures, progress_bar
@@ -61,7 +61,7 @@ def study(
         write_report(receipts, folder / REPORT)
     accelerator.wait_for_everyone()
     if own:
-        accelerator.end_training()
+        finish(accelerator)
     return folder, receipts
 
 

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from scrimp.jobs.budget import checked_budget, flops_in
 from scrimp.jobs.config import TrainConfig
-from scrimp.jobs.engine import shared, start
+from scrimp.jobs.engine import finish, shared, start
 from scrimp.jobs.fit import Spent
-from scrimp.jobs.folder import choose_folder, plain, record_config
+from scrimp.jobs.folder import choose_folder, record_config
 from scrimp.jobs.once import Task, run_task
 from scrimp.jobs.progress import add_bar, figures, progress_bar
 from scrimp.jobs.setup import Setup, default_name, prepare
@@ -51,8 +51,6 @@ def train(config: TrainConfig, *, data: Any = None, accelerator: Accelerator | N
         baseline=config.sampling == "uniform",
         target_accuracy=config.target_accuracy,
     )
-    if config.trackers:
-        accelerator.init_trackers("scrimp", config={key: str(value) for key, value in plain(config).items()})
     with progress_bar(shown=accelerator.is_main_process and not config.json) as progress:
         bar = add_bar(progress, config.sampling)
 
@@ -62,7 +60,7 @@ def train(config: TrainConfig, *, data: Any = None, accelerator: Accelerator | N
 
         receipt = run_task(setup, task, report, resume=config.resume)
     if own:
-        accelerator.end_training()
+        finish(accelerator)
     return receipt
 
 

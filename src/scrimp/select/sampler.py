@@ -99,13 +99,11 @@ class RoundSampler:
             Scalar, ``mean(weights * losses)``; exactly ``losses.mean()`` where all weights are 1.
 
         Raises:
-            InputError: not one loss and one score for each sample of the batch, or losses without gradient (a
-                validation loop must not move the sampler on).
+            InputError: not one loss and one score for each sample of the batch, or a call under ``no_grad``
+                (a validation loop must not move the sampler on).
         """
-        if not losses.requires_grad:
-            raise InputError(
-                "losses of a training step, with gradient", "losses without", "weigh training batches only"
-            )
+        if not torch.is_grad_enabled():
+            raise InputError("losses of a training step", "a call under no_grad", "weigh training batches only")
         scores = losses if scores is None else scores
         rows = self.batch_size // self.world_size
         if losses.shape != (rows,) or scores.shape != (rows,):

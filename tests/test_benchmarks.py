@@ -1,0 +1,141 @@
+"""The benchmarks' page says what the receipts say, and every command in it starts."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import runpy
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from scrimp.meter import Cost, Reading
+from scrimp.primitives.errors import InputError
+from scrimp.receipts import Receipt, save_receipt
+from scrimp.select import Selection
+
+FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
+HELPERS = {"common.py"}
+SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py") if path.name not in HELPERS)
+
+
+@pytest.fixture
+def readme(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(FOLDER)
+    return importlib.import_module("readme")
+
+
+@pytest.fixture
+def receipts(readme: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder in the place of the published receipts."""
+    monkeypatch.setattr(readme, "RECEIPTS", tmp_path)
+    monkeypatch.setattr(readme.sampling, "RECEIPTS", tmp_path / readme.sampling.NAME)
+    return tmp_path
+
+
+def run_of(readme: ModuleType, policy: str, *, share: float = 1.0, seed: int = 0, **quality: float) -> None:
+    receipt = Receipt("benchmark", "importance-sampling/tail", policy, seed=seed, quality=quality)
+    save_receipt(receipt, readme.sampling.path_of("tail", policy, share, seed))
+
+
+def setting_row(readme: ModuleType, policy: str) -> list[str]:
+    about = readme.sampling.SETTINGS["tail"].about
+    (row,) = [row for row in readme.setting_rows() if row.startswith(f"| {about} | {policy} |")]
+    return [cell.strip() for cell in row.split("|")[3:-1]]
+
+
+def test_the_page_is_what_the_receipts_say(readme: ModuleType) -> None:
+    page = readme.README.read_text(encoding="utf-8")
+    assert readme.filled(page) == page, "run: python benchmarks/readme.py"
+
+
+def test_the_page_names_every_benchmark_and_its_receipt(readme: ModuleType) -> None:
+    page = readme.README.read_text(encoding="utf-8")
+    assert [name for name in SCRIPTS if f"python benchmarks/{name}" not in page] == []
+    assert [line.number for line in readme.LINES] == ["1", "3", "3", "4", "4"]
+    for line in readme.LINES:
+        assert line.receipt in (FOLDER / line.script).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_script_has_help(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.syspath_prepend(FOLDER)
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(FOLDER / name), run_name="__main__")
+    assert stopped.value.code == 0
+    assert "usage" in capsys.readouterr().out.lower()
+
+
+def test_what_was_not_measured_says_so(readme: ModuleType, receipts: Path) -> None:
+    rows = [row for row in readme.tables().splitlines() if row.startswith("| ") and "`python" in row]
+    assert len(rows) == len(readme.LINES) + 1
+    assert all(readme.UNKNOWN in row for row in rows)
+    assert all(cell == readme.UNKNOWN for cell in setting_row(readme, "history")[:2])
+
+
+def test_a_share_is_interpolated_and_accuracy_paired_by_seed(readme: ModuleType, receipts: Path) -> None:
+    for seed, ahead in ((0, 0.004), (1, 0.002)):
+        run_of(readme, "uniform", seed=seed, train_loss=0.2, test_accuracy=0.8 + seed / 10)
+        run_of(readme, "history", seed=seed, train_loss=0.1, test_accuracy=0.8 + seed / 10 + ahead)
+        run_of(readme, "history", share=0.7, seed=seed, train_loss=0.4, test_accuracy=0.5)
+    run_of(readme, "history", seed=2, train_loss=0.1, test_accuracy=0.9)  # no uniform run to pair it with
+    shares = [pair.share for pair in readme.sampling.paired_with_uniform("tail", "history")]
+    assert shares == pytest.approx([0.85, 0.85])
+    assert setting_row(readme, "history") == ["0.85 ± 0.00x", "+0.30 ± 0.14", "2"]
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        ([0.6, 0.8], "0.70 ± 0.14x"),
+        ([0.5, 0.6], "at most 0.55 ± 0.07x"),
+        ([0.9, math.inf], "not within 1.00x by 1 of 2 seeds; 0.90x (1 seed)"),
+        ([math.inf], "not within 1.00x by 1 of 1 seeds"),
+    ],
+)
+def test_a_share_that_is_no_plain_mean_says_so(readme: ModuleType, values: list[float], shown: str) -> None:
+    assert readme.shares(values) == shown
+
+
+def test_the_verdict_counts_losses_as_well(readme: ModuleType, receipts: Path) -> None:
+    run_of(readme, "uniform", train_loss=0.2, test_accuracy=0.8)
+    run_of(readme, "prune", train_loss=0.3, test_accuracy=0.795)
+    assert readme.verdict("prune") == (
+        "prune: at most 0.7x on 0 of 1 settings measured, not reached by some seed on 1, accuracy -0.50 points at worst"
+    )
+
+
+def test_a_page_without_its_markers_is_refused(readme: ModuleType) -> None:
+    with pytest.raises(InputError, match="put the markers back"):
+        readme.filled("no figures here")
+
+
+def test_a_biased_draw_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(FOLDER)
+    unbiased = importlib.import_module("unbiased")
+    gradients = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+    even, odd = Selection(torch.tensor([0, 1]), torch.ones(2)), Selection(torch.tensor([0, 0]), torch.ones(2))
+    assert unbiased.error_of_mean(gradients, [even, even], count=2) == 0
+    assert unbiased.error_of_mean(gradients, [odd, odd], count=2) == pytest.approx(1)
+    assert unbiased.spearman(torch.tensor([1.0, 2.0, 9.0]), torch.tensor([3.0, 2.0, 1.0])) == pytest.approx(-1)
+
+
+def test_a_study_whose_table_lacks_a_way_counts_as_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(FOLDER)
+    study_time = importlib.import_module("study_time")
+    run = tmp_path / "runs" / "study"
+    cost = Cost(flops=Reading(2e9))
+    for way in ("uniform", "history"):
+        save_receipt(
+            Receipt("run", "study", way, cost=cost, notes={"data": "x"}), run / way / "seed-0" / "receipt.json"
+        )
+    (run / "report.html").write_text("report")
+    receipt = study_time.receipt_of(tmp_path, "uniform history", cores=2, wall=240.0, cpu=1.0)
+    assert receipt.cost.flops.value == 4e9
+    assert receipt.notes["within the limit"] is False
+    with pytest.raises(SystemExit, match="history"):
+        study_time.receipt_of(tmp_path, "uniform", cores=2, wall=1.0, cpu=1.0)
