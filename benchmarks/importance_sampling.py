@@ -256,11 +256,15 @@ def rows() -> list[list[str]]:
     return found
 
 
+def table_text() -> str:
+    """The table in markdown."""
+    head = "| setting | policy | training loss | test accuracy, % | FLOPs to uniform's final training loss | seeds |"
+    body = ["| " + " | ".join([SETTINGS[name].about, *others]) + " |" for name, *others in rows()]
+    return "\n".join([head, "|---|---|---|---|---|---|", *body])
+
+
 def table(_: Table) -> None:
-    print("| setting | policy | training loss | test accuracy, % | FLOPs to uniform's final training loss | seeds |")
-    print("|---|---|---|---|---|---|")
-    for row in rows():
-        print("| " + " | ".join(row) + " |")
+    print(table_text())
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Puts the figures of the receipts there are into benchmarks/README.md, between its two markers.
+"""Puts the figures of the receipts there are into benchmarks/README.md and the method card, between their markers.
 
 python benchmarks/readme.py
 """
@@ -20,6 +20,7 @@ from scrimp.receipts import Receipt, load_receipt
 
 README = Path(__file__).resolve().parent / "README.md"
 RECEIPTS = README.parent.parent / "receipts"
+CARD = README.parent.parent / "docs" / "importance-sampling.md"
 MARKERS = ("<!-- figures -->", "<!-- /figures -->")
 UNKNOWN = "not measured yet"
 THRIFTY = [policy for policy in sampling.POLICIES if policy != "uniform"]
@@ -215,8 +216,8 @@ def spread(values: list[float], form: str, unit: str) -> str:
     return f"{mean} ± {statistics.stdev(values):.2f}{unit}" if len(values) > 1 else f"{mean}{unit} (1 seed)"
 
 
-def filled(text: str) -> str:
-    """The page with its tables made anew.
+def filled(text: str, content: str | None = None) -> str:
+    """The page with what stands between its markers made anew: this page's tables, or ``content``.
 
     Raises:
         InputError: a marker is missing or stands there twice.
@@ -226,12 +227,13 @@ def filled(text: str) -> str:
         raise InputError(f"one {begin} and one {end}", "a page without, or with more", "put the markers back")
     before, _, rest = text.partition(begin)
     _, _, after = rest.partition(end)
-    return f"{before}{begin}\n\n{tables()}\n\n{end}{after}"
+    return f"{before}{begin}\n\n{tables() if content is None else content}\n\n{end}{after}"
 
 
 def main() -> None:
     path = tyro.cli(Readme).path
     write_atomic(path, filled(path.read_text(encoding="utf-8")))
+    write_atomic(CARD, filled(CARD.read_text(encoding="utf-8"), sampling.table_text()))
 
 
 if __name__ == "__main__":

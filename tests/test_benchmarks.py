@@ -52,6 +52,11 @@ def test_the_page_is_what_the_receipts_say(readme: ModuleType) -> None:
     assert readme.filled(page) == page, "run: python benchmarks/readme.py"
 
 
+def test_the_method_card_is_what_the_receipts_say(readme: ModuleType) -> None:
+    card = readme.CARD.read_text(encoding="utf-8")
+    assert readme.filled(card, readme.sampling.table_text()) == card, "run: python benchmarks/readme.py"
+
+
 def test_the_page_names_every_benchmark_and_its_receipt(readme: ModuleType) -> None:
     page = readme.README.read_text(encoding="utf-8")
     assert [name for name in SCRIPTS if f"python benchmarks/{name}" not in page] == []
