@@ -135,7 +135,7 @@ def _compare(config: CompareConfig) -> int:
 
 
 def _guard(job: Callable[[], Any], name: str) -> Any:
-    from scrimp.jobs.fit import Interrupted
+    from scrimp.jobs.interrupt import Interrupted
 
     try:
         return job()

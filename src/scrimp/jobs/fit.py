@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -25,6 +21,8 @@ from scrimp.jobs.checkpoint import gather_training_state, load_checkpoint, resto
 from scrimp.jobs.config import ModelConfig
 from scrimp.jobs.engine import spread
 from scrimp.jobs.evaluate import evaluate, ready
+from scrimp.jobs.interrupt import Interrupted, stop_requests
+from scrimp.jobs.optim import make_optimizer, schedule
 from scrimp.jobs.sampling import Sampling
 from scrimp.primitives.draw import generator_for
 from scrimp.primitives.errors import InputError
@@ -36,10 +34,6 @@ if TYPE_CHECKING:
 _AUGMENT = 1  # keys of the independent random streams of one seed
 _PRESAMPLE = 2
 _AGREE_EVERY = 20  # steps between asking all processes whether to stop or to save
-
-
-class Interrupted(Exception):
-    """The run was asked to stop; its checkpoint is written."""
 
 
 @dataclass
@@ -119,7 +113,7 @@ class Fitting:
         Raises:
             Interrupted: SIGINT or SIGTERM came; the checkpoint is written.
         """
-        with _stop_requests() as stop:
+        with stop_requests() as stop:
             self._saved_at = time.perf_counter()
             while not self.done:
                 begin = _now()
@@ -316,29 +310,6 @@ class Fitting:
         return AveragedModel(self.plain, multi_avg_fn=get_ema_multi_avg_fn(self.config.ema), use_buffers=True)
 
 
-def make_optimizer(model: nn.Module, config: ModelConfig) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum, or AdamW; no decay on biases and normalisation."""
-    decayed = [item for item in model.parameters() if item.requires_grad and item.ndim > 1]
-    others = [item for item in model.parameters() if item.requires_grad and item.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=peak_rate(config))
-    return torch.optim.SGD(groups, lr=peak_rate(config), momentum=0.9, nesterov=True)
-
-
-def peak_rate(config: ModelConfig) -> float:
-    """The learning rate asked for, or the optimiser's usual one."""
-    return config.lr if config.lr is not None else {"sgd": 0.05, "adamw": 1e-3}[config.optimizer]
-
-
-def schedule(spent: float, config: ModelConfig) -> float:
-    """Learning rate when a share ``spent`` (0 to 1) of the budget is gone: linear warm-up, then cosine to 0."""
-    if spent < config.warmup:
-        return peak_rate(config) * (spent / config.warmup * 0.99 + 0.01)
-    rest = min(1.0, (spent - config.warmup) / max(1e-12, 1 - config.warmup))
-    return peak_rate(config) * 0.5 * (1 + math.cos(math.pi * rest))
-
-
 def _whole(batch: Any) -> Any:
     """The data set hands over whole batches: nothing to collate. A named function, since loader workers pickle it."""
     return batch
@@ -348,26 +319,3 @@ def _now() -> tuple[float, float]:
     """Wall seconds, and CPU seconds of this process and of its finished loader workers."""
     times = os.times()
     return time.perf_counter(), time.process_time() + times.children_user + times.children_system
-
-
-@contextmanager
-def _stop_requests() -> Iterator[Callable[[], bool]]:
-    """Turn SIGINT and SIGTERM into a question that is asked between steps; a second SIGINT stops at once."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
-        return
-    before = {item: signal.getsignal(item) for item in (signal.SIGINT, signal.SIGTERM)}
-
-    def handle(number: int, frame: Any) -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
-
-    for item in before:
-        signal.signal(item, handle)
-    try:
-        yield asked.is_set
-    finally:
-        for item, handler in before.items():
-            signal.signal(item, handler)
