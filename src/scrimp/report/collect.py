@@ -32,7 +32,7 @@ def _files(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise InputError("a receipt or a run folder", f"{path}, which does not exist", "check the path")
-    found = sorted(file for file in path.resolve().rglob("*.json") if _is_receipt(file, path.resolve().parent))
+    found = sorted(file for file in path.resolve().rglob("*.json") if _is_receipt(file))
     if not found:
         raise InputError(
             "a run folder with receipts", f"{path} with none", "pass a folder that a scrimp job finished in"
@@ -40,5 +40,5 @@ def _files(path: Path) -> list[Path]:
     return found
 
 
-def _is_receipt(file: Path, root: Path) -> bool:
-    return file.is_file() and (file.name == "receipt.json" or "receipts" in file.relative_to(root).parts[:-1])
+def _is_receipt(file: Path) -> bool:
+    return file.is_file() and (file.name == "receipt.json" or "receipts" in file.parts[:-1])
