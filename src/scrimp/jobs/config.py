@@ -144,15 +144,16 @@ class StudyConfig(JobConfig, ModelConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportConfig:
-    """Rebuild the report of one run folder, or merge several into one."""
+class ReportConfig(JobConfig):
+    """Rebuild the report of one run folder, or merge several into one.
+
+    Nothing here is random or computed on a device: ``seed``, ``device`` and ``resume`` are taken and change nothing.
+    """
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...")]
     """Run folders or receipt files."""
     out: Path | None = None
-    """File to write; by default report.html in the first run folder."""
-    json: bool = False
-    """Print the receipts as JSON on standard output, nothing else."""
+    """Folder to write report.html to, or an .html file; by default the first run folder."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,5 +18,5 @@ def report(config: ReportConfig) -> tuple[Path, list[Receipt]]:
     """
     receipts = find_receipts(config.runs)
     first = config.runs[0]
-    target = config.out or (first if first.is_dir() else first.parent) / REPORT
-    return write_report(receipts, target), receipts
+    place = config.out or (first if first.is_dir() else first.parent)
+    return write_report(receipts, place if place.suffix == ".html" else place / REPORT), receipts
