@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from scrimp.meter import count_flops
+from scrimp.meter.device import synchronise
 from scrimp.primitives.errors import InputError
 
 
@@ -55,8 +56,7 @@ def seconds_a_step(step: Callable[[], object], *, repeats: int = 12) -> float:
     for turn in range(repeats + 3):
         begin = time.perf_counter()
         step()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        synchronise()
         if turn >= 3:
             times.append(time.perf_counter() - begin)
     return statistics.median(times)

@@ -6,13 +6,16 @@ import hashlib
 import io
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from scrimp.primitives.errors import InputError
 from scrimp.primitives.files import write_atomic
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 _MAGIC = b"scrimp checkpoint 1\n"
 
@@ -66,3 +69,24 @@ def restore_training_state_(
         optim_state_dict=states[1],
         options=StateDictOptions(full_state_dict=True),
     )
+
+
+def gather_random_states(accelerator: Accelerator) -> list[dict[str, torch.Tensor]]:
+    """Every process's global generators (dropout draws from them), in the order of ranks; call it on every rank."""
+    mine = {"cpu": torch.get_rng_state()}
+    if accelerator.device.type == "cuda":
+        mine["cuda"] = torch.cuda.get_rng_state(accelerator.device)
+    states: list[Any] = [mine] * accelerator.num_processes
+    if accelerator.num_processes > 1:
+        torch.distributed.all_gather_object(states, mine)
+    return states
+
+
+def restore_random_state_(states: list[dict[str, torch.Tensor]], accelerator: Accelerator) -> None:
+    """Set this process's generators; another number of processes than before keeps its fresh seeds."""
+    if len(states) != accelerator.num_processes:
+        return
+    mine = states[accelerator.process_index]
+    torch.set_rng_state(mine["cpu"])
+    if accelerator.device.type == "cuda" and "cuda" in mine:
+        torch.cuda.set_rng_state(mine["cuda"], accelerator.device)

@@ -17,13 +17,21 @@ from torch.utils.data import DataLoader
 
 from scrimp.data import ImageData, crop_flip
 from scrimp.jobs.budget import StepCost
-from scrimp.jobs.checkpoint import gather_training_state, load_checkpoint, restore_training_state_, save_checkpoint
+from scrimp.jobs.checkpoint import (
+    gather_random_states,
+    gather_training_state,
+    load_checkpoint,
+    restore_random_state_,
+    restore_training_state_,
+    save_checkpoint,
+)
 from scrimp.jobs.config import ModelConfig
 from scrimp.jobs.engine import spread
 from scrimp.jobs.evaluate import evaluate, ready
 from scrimp.jobs.interrupt import Interrupted, stop_requests
 from scrimp.jobs.optim import make_optimizer, schedule
 from scrimp.jobs.sampling import Sampling
+from scrimp.meter.device import synchronise
 from scrimp.primitives.draw import generator_for
 from scrimp.primitives.errors import InputError
 from scrimp.select import Gate, Presampler, RoundSampler, speedup_threshold
@@ -148,7 +156,7 @@ class Fitting:
             self.presampler.load_state_dict(state["presampler"])
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        torch.set_rng_state(state["rng"])
+        restore_random_state_(state["random"], self.accelerator)
 
     def save(self) -> None:
         """Write the checkpoint; on every rank, since shards are gathered."""
@@ -161,7 +169,7 @@ class Fitting:
             "ema": self.ema.state_dict() if self.ema is not None else None,
             "presampler": self.presampler.state_dict() if self.presampler is not None else None,
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None,
-            "rng": torch.get_rng_state(),
+            "random": gather_random_states(self.accelerator),
         }
         if self.accelerator.is_main_process:
             save_checkpoint(self.checkpoint, state)
@@ -249,6 +257,7 @@ class Fitting:
         return _now()
 
     def _clock(self, begin: tuple[float, float]) -> None:
+        synchronise()  # a GPU may still be at work on the last steps
         now = _now()
         self.spent.seconds += now[0] - begin[0]
         self.spent.cpu_seconds += now[1] - begin[1]

@@ -53,7 +53,8 @@ def run_task(setup: Setup, task: Task, report: Callable[[Spent], None], *, resum
         return load_receipt(done)
     devices = [setup.accelerator.device.index or 0] if setup.accelerator.device.type == "cuda" else []
     with torch.random.fork_rng(devices), ResidentPeak() as peak, EnergyWindow() as energy:
-        torch.manual_seed(task.seed)  # dropout and the like; restored afterwards
+        # Dropout and the like: restored afterwards, and not alike on every process.
+        torch.manual_seed(task.seed + 7919 * setup.accelerator.process_index)
         fitting = _fitting(setup, task)
         if resume and fitting.checkpoint.is_file():
             fitting.resume()
