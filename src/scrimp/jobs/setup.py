@@ -64,7 +64,8 @@ def prepare(config: ModelConfig, data: Any, accelerator: Accelerator) -> Setup:
     Raises:
         InputError: data, model or batch size that cannot be used.
     """
-    images = data if isinstance(data, ImageData) else load_images(data, size=config.size, on_corrupt=config.on_corrupt)
+    with accelerator.main_process_first():  # it may download or unpack what the others then find
+        images = load_images(data, size=config.size, on_corrupt=config.on_corrupt)
     if config.batch_size % accelerator.num_processes or not 1 <= config.batch_size <= len(images.train):
         raise InputError(
             f"a batch size up to {len(images.train)} that {accelerator.num_processes} process(es) share evenly",
