@@ -11,7 +11,14 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from scrimp.compare import COMPARISONS, Comparison, Finding, find_comparisons
+from scrimp.attend import (
+    Groups,
+    clustered_attention,
+    improved_clustered_attention,
+    linear_attention,
+    linear_attention_step,
+)
+from scrimp.compare import COMPARISONS, Comparison, Finding, attention, find_comparisons
 from scrimp.compare.comparison import at_least, at_most
 from scrimp.compare.exact import deviation, drifted
 from scrimp.compare.importance import DRAWS, MEANS
@@ -135,6 +142,43 @@ def never_final(*, final: float = 0.0, **options) -> Policy:
     return prune(final=0.0, **options)
 
 
+def leaking(*tensors, causal):
+    return linear_attention(*tensors, causal=False)
+
+
+def without_key_gradient(query, key, value, *, causal):
+    return linear_attention(query, key.detach() + 0 * key, value, causal=causal)
+
+
+def forgetful(state, *tensors):
+    return linear_attention_step(None, *tensors)
+
+
+def unscaled(*tensors, groups, **options):
+    return clustered_attention(*tensors, groups=groups, scale=1.0)
+
+
+def all_in_one_group(query, key, value, *, groups):
+    together = torch.zeros_like(groups.assignment)
+    counts = torch.zeros_like(groups.counts).index_fill(2, torch.tensor(0), groups.assignment.shape[2])
+    return clustered_attention(query, key, value, groups=Groups(together, counts))
+
+
+def without_gradient_by_mass(query, key, value, *, groups, topk):
+    """The old library's fault: the mass of the top keys is taken for a constant."""
+    if topk >= key.shape[2]:
+        return improved_clustered_attention(query, key, value, groups=groups, topk=topk)
+    exact = improved_clustered_attention(query, key, value, groups=groups, topk=topk)
+    by_mass = attention._by_query(query, key, value, assignment=groups.assignment, topk=topk) - attention._by_query(
+        query.detach(), key.detach(), value, assignment=groups.assignment, topk=topk
+    )
+    return exact - by_mass + by_mass.detach()
+
+
+def short_of_keys(query, key, value, *, groups, topk):
+    return improved_clustered_attention(query, key, value, groups=groups, topk=topk - 1)
+
+
 def by_torch(fn) -> Reading:
     with FlopCounterMode(display=False) as counter:
         fn()
@@ -162,6 +206,14 @@ BROKEN = [
     ("prune", {"policy": changed(prune, careless)}, "hard or unseen"),
     ("prune", {"policy": lambda share, final: prune(share=share / 2, final=final)}, "frequencies"),
     ("prune", {"policy": never_final}, "final phase"),
+    ("linear", {"attention": leaking}, "causal: output"),
+    ("linear", {"attention": without_key_gradient}, "full: gradients"),
+    ("recurrent", {"step": forgetful}, "a prefix, then"),
+    ("recurrent", {"step": forgetful}, "in chunks"),
+    ("clustered", {"attention": unscaled}, "groups given: output"),
+    ("clustered", {"attention": all_in_one_group}, "one query a cluster against softmax: output"),
+    ("improved-clustered", {"attention": without_gradient_by_mass}, "groups given: gradients"),
+    ("improved-clustered", {"attention": short_of_keys}, "top-k of all keys against softmax: output"),
     ("flop-counter", {"count": by_torch}, "forward, relative"),
     ("flop-counter", {"count": lambda fn: dataclasses.replace(count_flops(fn), missed=("aten::mm",))}, "missed"),
 ]
@@ -201,7 +253,8 @@ def test_the_deviation_is_that_of_all_outcomes() -> None:
     assert deviation(gradients, p, 2) == pytest.approx(math.sqrt(second) / float(mean.norm()))
 
 
-EXTRA = {"importance-sampling": {"steps": 1}, "flop-counter": {}}
+ATTENTION = ["linear", "recurrent", "clustered", "improved-clustered"]
+EXTRA = {"importance-sampling": {"steps": 1}, "flop-counter": {}, **{name: {"tokens": 1024} for name in ATTENTION}}
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +263,14 @@ def built():
     return {name: row.sides(seed=3, **EXTRA.get(name, {"steps": 2})) for name, row in ROWS.items()}
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", ATTENTION)
+def test_attention_does_less_work_than_softmax(name: str, built) -> None:
+    sides = built[name]
+    assert 0 < count_flops(sides.method).value < 0.5 * count_flops(sides.baseline).value
+    assert count_flops(sides.method).missed == ()
+
+
+@pytest.mark.parametrize("name", [name for name in ROWS if name not in ATTENTION])
 def test_both_sides_do_comparable_work(name: str, built) -> None:
     sides = built[name]
     sides.method()

@@ -5,7 +5,7 @@ One explicit list. A method joins by a module with ``check`` and ``sides`` and o
 
 from __future__ import annotations
 
-from scrimp.compare import flops, history, importance, presample, prune
+from scrimp.compare import attention, flops, history, importance, presample, prune
 from scrimp.compare.comparison import Comparison, Finding, Sides
 from scrimp.primitives.errors import InputError
 
@@ -43,6 +43,38 @@ COMPARISONS: tuple[Comparison, ...] = (
         baseline="plain loop",
         check=prune.check,
         sides=prune.sides,
+    ),
+    Comparison(
+        name="linear",
+        method="linear attention",
+        reference="N x N form",
+        baseline="softmax attention",
+        check=attention.check_linear,
+        sides=attention.sides_linear,
+    ),
+    Comparison(
+        name="recurrent",
+        method="linear, token by token",
+        reference="parallel form",
+        baseline="cached softmax",
+        check=attention.check_recurrent,
+        sides=attention.sides_recurrent,
+    ),
+    Comparison(
+        name="clustered",
+        method="clustered attention",
+        reference="query by query",
+        baseline="softmax attention",
+        check=attention.check_clustered,
+        sides=attention.sides_clustered,
+    ),
+    Comparison(
+        name="improved-clustered",
+        method="improved clustered",
+        reference="query by query",
+        baseline="softmax attention",
+        check=attention.check_improved,
+        sides=attention.sides_improved,
     ),
     Comparison(
         name="flop-counter",

@@ -13,11 +13,11 @@ import torch
 
 from scrimp.compare import Comparison, Finding, find_comparisons
 from scrimp.jobs.config import CompareConfig
+from scrimp.jobs.device import pick_device
 from scrimp.jobs.folder import choose_folder, plain, record_config
 from scrimp.jobs.progress import console as errors
 from scrimp.meter import Cost, Reading, measure, paired
 from scrimp.meter.clock import Timing
-from scrimp.primitives.errors import InputError
 from scrimp.receipts import Receipt, load_receipt, save_receipt
 from scrimp.report import units
 
@@ -82,7 +82,7 @@ def _verdict(row: Comparison, findings: list[Finding]) -> dict[str, Any]:
 
 
 def _measure_all(rows: list[Comparison], findings: dict[str, list[Finding]], config: CompareConfig) -> None:
-    device = _device(config.device)
+    device = pick_device(config.device)
     folder = choose_folder(config.out, f"compare-{config.name}", resume=config.resume)
     record_config(folder, config, {})
     receipts: list[Receipt] = []
@@ -161,19 +161,6 @@ def _threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _device(asked: str) -> str:
-    """The device to measure on; ``auto`` takes an accelerator where there is one.
-
-    Raises:
-        InputError: it is not there.
-    """
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    found = [name for name, present in there.items() if present]
-    if asked != "auto" and asked not in found:
-        raise InputError(f"one of the devices here: {', '.join(found)}", asked, "pass --device cpu")
-    return found[0] if asked == "auto" else asked
 
 
 def _list(rows: list[Comparison], *, as_json: bool) -> None:

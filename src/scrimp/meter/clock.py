@@ -68,7 +68,7 @@ def timed(fn: Call, *, warmup: int = 1, repeats: int = 5) -> Timing:
     check_counts(warmup, repeats)
     for _ in range(warmup):
         fn()
-    return _timing([_once(fn) for _ in range(repeats)])
+    return _timing([lap(fn) for _ in range(repeats)])
 
 
 def paired(a: Call, b: Call, repeats: int = 5, *, warmup: int = 1) -> Paired:
@@ -86,7 +86,7 @@ def paired(a: Call, b: Call, repeats: int = 5, *, warmup: int = 1) -> Paired:
     for _ in range(warmup):
         a()
         b()
-    pairs = [(_once(a), _once(b)) for _ in range(repeats)]
+    pairs = [(lap(a), lap(b)) for _ in range(repeats)]
     wall, cpu = (Spread.of([left[i] / right[i] for left, right in pairs if right[i] > 0]) for i in (0, 1))
     return Paired(_timing([left for left, _ in pairs]), _timing([right for _, right in pairs]), wall, cpu)
 
@@ -101,7 +101,8 @@ def check_counts(warmup: int, repeats: int) -> None:
         )
 
 
-def _once(fn: Call) -> tuple[float, float]:
+def lap(fn: Call) -> tuple[float, float]:
+    """Wall seconds and CPU seconds of one call."""
     synchronise()
     cpu, wall = time.process_time(), time.perf_counter()
     fn()

@@ -13,7 +13,9 @@
 #endif
 
 #include "bound.hpp"
+#include "clustered_attention.hpp"
 #include "dot.hpp"
+#include "linear_attention.hpp"
 #include "simd.hpp"
 
 namespace nb = nanobind;
@@ -71,5 +73,7 @@ NB_MODULE(_native, module) {
     module.def("set_simd", &scrimp::set_simd, "name"_a);
     // No silent conversions: a float64 or strided array would be copied at a cost nobody sees.
     module.def("gradient_norm_bound", &gradient_norm_bound);
+    scrimp::bind_linear_attention(module);
+    scrimp::bind_clustered_attention(module);
     module.def("dot", &dot, "a"_a.noconvert(), "b"_a.noconvert());
 }

@@ -1,0 +1,226 @@
+"""Clustered attention as operators with gradients: compiled kernels on the CPU, torch twins everywhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from scrimp.attend.autocast import without_autocast
+from scrimp.attend.clustered_twin import Saved, backward_twin, forward_twin
+from scrimp.attend.grouping_ops import compute_dtype, group, kernels_for, packed
+
+Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+@torch.library.custom_op(
+    "scrimp::clustered_attention",
+    mutates_args=(),
+    schema="(Tensor query, Tensor key, Tensor value, Tensor assignment, Tensor? key_lengths, int clusters, int topk,"
+    " float scale) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    assignment: Tensor,
+    key_lengths: Tensor | None,
+    clusters: int,
+    topk: int,
+    scale: float,
+) -> Outputs:
+    """The output and `Saved`'s fields. topk 0 is plain clustered attention; topk is at most the number of keys."""
+    native = kernels_for(query)
+    with without_autocast(query):
+        if native is None or key.shape[2] == 0:
+            out, saved = forward_twin(query, key, value, assignment, key_lengths, clusters, topk, scale)
+            return out, *saved
+        return _forward_native(native, query, key, value, assignment, key_lengths, clusters, topk, scale)
+
+
+@torch.library.custom_op(
+    "scrimp::clustered_attention_backward",
+    mutates_args=(),
+    schema="(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor assignment, Tensor? key_lengths, Tensor lse,"
+    " Tensor mass, Tensor bottom, Tensor top, float scale) -> (Tensor, Tensor, Tensor)",
+)
+def attend_backward(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    assignment: Tensor,
+    key_lengths: Tensor | None,
+    lse: Tensor,
+    mass: Tensor,
+    bottom: Tensor,
+    top: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value from the output's."""
+    native, saved = kernels_for(query), Saved(lse, mass, bottom, top)
+    with without_autocast(query):
+        if native is None or key.shape[2] == 0:
+            return backward_twin(grad, query, key, value, assignment, key_lengths, saved, scale)
+        return _backward_native(native, grad, query, key, value, assignment, key_lengths, saved, scale)
+
+
+def _addresses(*tensors: Tensor) -> list[int]:
+    return [tensor.data_ptr() for tensor in tensors]
+
+
+def _lengths(key_lengths: Tensor | None) -> Tensor:
+    return torch.empty(0, dtype=torch.int64) if key_lengths is None else key_lengths.to(torch.int64).contiguous()
+
+
+def _forward_native(
+    native: ModuleType,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    assignment: Tensor,
+    key_lengths: Tensor | None,
+    clusters: int,
+    topk: int,
+    scale: float,
+) -> Outputs:
+    batch, heads, queries, _ = query.shape
+    inputs = (*map(packed, (query, key, value)), assignment.contiguous())
+    dim, value_dim = inputs[0].shape[3], inputs[2].shape[3]
+    out = torch.empty(batch, heads, queries, value_dim)
+    lse, mass = torch.empty(batch, heads, clusters), torch.empty(batch, heads, clusters)
+    bottom = torch.empty(batch, heads, clusters, value_dim)
+    top = torch.empty(batch, heads, clusters, topk, dtype=torch.int64)
+    sizes = [batch, heads, key.shape[1], queries, key.shape[2], dim, value_dim, clusters, topk]
+    lengths = _lengths(key_lengths)
+    native.clustered_forward(sizes, scale, lengths.data_ptr(), _addresses(*inputs, out, lse, mass, bottom, top))
+    real = value.shape[3]
+    return _cut(out, real).to(query.dtype), lse, mass, _cut(bottom, real), top
+
+
+def _backward_native(
+    native: ModuleType,
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    assignment: Tensor,
+    key_lengths: Tensor | None,
+    saved: Saved,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, heads, queries, _ = query.shape
+    keys, clusters, topk = key.shape[2], saved.lse.shape[2], saved.top.shape[3]
+    inputs = (*map(packed, (query, key, value)), assignment.contiguous())
+    dim, value_dim = inputs[0].shape[3], inputs[2].shape[3]
+    kept = (saved.lse.contiguous(), saved.mass.contiguous(), packed(saved.bottom), saved.top.contiguous(), packed(grad))
+    grads = tuple(torch.empty(batch, heads, *shape) for shape in ((queries, dim), (keys, dim), (keys, value_dim)))
+    sizes = [batch, heads, key.shape[1], queries, keys, dim, value_dim, clusters, topk]
+    lengths = _lengths(key_lengths)
+    native.clustered_backward(sizes, scale, lengths.data_ptr(), _addresses(*inputs, *kept, *grads))
+    query_grad, key_grad, value_grad = (
+        _cut(made, like.shape[3]) for made, like in zip(grads, (query, key, value), strict=True)
+    )
+    if key.shape[1] != heads:
+        key_grad, value_grad = (part.unflatten(1, (key.shape[1], -1)).sum(2) for part in (key_grad, value_grad))
+    return query_grad.to(query.dtype), key_grad.to(key.dtype), value_grad.to(value.dtype)
+
+
+def _cut(tensor: Tensor, columns: int) -> Tensor:
+    return tensor if tensor.shape[-1] == columns else tensor[..., :columns].contiguous()
+
+
+@attend.register_fake
+def _(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    assignment: Tensor,
+    key_lengths: Tensor | None,
+    clusters: int,
+    topk: int,
+    scale: float,
+) -> Outputs:
+    batch, heads, queries, _ = query.shape
+    width, dtype = value.shape[3], compute_dtype(query.dtype)
+    lse, mass = (query.new_empty(batch, heads, clusters, dtype=dtype) for _ in range(2))
+    bottom = query.new_empty(batch, heads, clusters, width, dtype=dtype)
+    top = query.new_empty(batch, heads, clusters, topk, dtype=torch.int64)
+    return query.new_empty(batch, heads, queries, width), lse, mass, bottom, top
+
+
+@attend_backward.register_fake
+def _(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    query_grad, key_grad, value_grad = (tensor.new_empty(tensor.shape) for tensor in (query, key, value))
+    return query_grad, key_grad, value_grad
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
+    query, key, value, assignment, key_lengths, _, _, scale = inputs
+    ctx.save_for_backward(query, key, value, assignment, key_lengths, *output[1:])
+    ctx.scale = scale
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _gradients(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    return (*attend_backward(grad, *ctx.saved_tensors, ctx.scale), None, None, None, None, None)
+
+
+attend.register_autograd(_gradients, setup_context=_keep)
+
+
+def _over_batch(op: Callable[..., Any]) -> Callable[..., Any]:
+    """A vmap rule: the mapped dimension joins the batch, in which every sample is on its own."""
+
+    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, tuple[int, ...]]:
+        size = info.batch_size
+        joined = [
+            _join(value, dim, size) if isinstance(value, Tensor) else value
+            for value, dim in zip(args, in_dims, strict=True)
+        ]
+        outputs = op(*joined)
+        return tuple(part.unflatten(0, (size, -1)) for part in outputs), (0,) * len(outputs)
+
+    return rule
+
+
+def _join(tensor: Tensor, dim: int | None, size: int) -> Tensor:
+    first = tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+    return first.flatten(0, 1)
+
+
+for _op in (group, attend, attend_backward):
+    _op.register_vmap(_over_batch(_op))
+
+
+@register_flop_formula(torch.ops.scrimp.clustered_attention)
+def _forward_flops(
+    query_shape: Any, key_shape: Any, value_shape: Any, a: Any, b: Any, clusters: int, topk: int, *args: Any, **_: Any
+) -> int:
+    batch, heads, queries, dim = query_shape
+    return 2 * batch * heads * (clusters * key_shape[2] + queries * topk) * (dim + value_shape[3])
+
+
+@register_flop_formula(torch.ops.scrimp.clustered_attention_backward)
+def _backward_flops(
+    grad: Any,
+    query_shape: Any,
+    key_shape: Any,
+    value_shape: Any,
+    a: Any,
+    b: Any,
+    lse: Any,
+    mass: Any,
+    bottom: Any,
+    top_shape: Any,
+    *args: Any,
+    **_: Any,
+) -> int:
+    batch, heads, queries, dim = query_shape
+    _, _, clusters, topk = top_shape
+    # logits again, dP and four gradients: three products with the keys, two with the values
+    return 2 * batch * heads * (clusters * key_shape[2] + queries * topk) * (3 * dim + 2 * value_shape[3])
