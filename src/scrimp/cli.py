@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import json
 import operator
 import os
@@ -16,9 +17,20 @@ import tyro
 
 from scrimp import __version__
 from scrimp.jobs.config import CompareConfig, ReportConfig, StudyConfig, TrainConfig
+from scrimp.jobs.pixels_config import PixelsSampleConfig, PixelsTrainConfig
+from scrimp.jobs.swap_config import SwapConfig
 from scrimp.primitives.errors import InputError, MissingExtraError
 
-_CONFIGS = {"study": StudyConfig, "train": TrainConfig, "compare": CompareConfig, "report": ReportConfig}
+_CONFIGS: dict[str, type] = {
+    "study": StudyConfig,
+    "train": TrainConfig,
+    "swap": SwapConfig,
+    "pixels train": PixelsTrainConfig,
+    "pixels sample": PixelsSampleConfig,
+    "compare": CompareConfig,
+    "report": ReportConfig,
+}
+_GROUPS = {"pixels": "Images pixel by pixel: train a model of them, sample from it."}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,16 +60,14 @@ def parse(arguments: list[str]) -> Any:
     arguments, file = _take_config_file(arguments)
     defaults: dict[str, Any] = {}
     if file is not None:
-        if not arguments or arguments[0] not in _CONFIGS:
+        job = next((" ".join(arguments[:words]) for words in (1, 2) if " ".join(arguments[:words]) in _CONFIGS), None)
+        if job is None:
             raise InputError(
                 f"a job before --config, one of {', '.join(_CONFIGS)}", "none", "write: scrimp study --config FILE"
             )
-        defaults[arguments[0]] = _from_file(_CONFIGS[arguments[0]], file)
-    commands: Any = functools.reduce(
-        operator.or_, (_subcommand(name, config, defaults.get(name)) for name, config in _CONFIGS.items())
-    )
+        defaults[job] = _from_file(_CONFIGS[job], file)
     return tyro.cli(
-        commands,
+        _commands(defaults),
         config=(tyro.conf.OmitArgPrefixes,),
         prog="scrimp",
         description="Deep learning on a fraction of the usual compute, with the receipt.",
@@ -65,10 +75,22 @@ def parse(arguments: list[str]) -> Any:
     )
 
 
+def _commands(defaults: dict[str, Any]) -> Any:
+    """All jobs as one type for tyro; those of two words stand under their first one."""
+    found: dict[str, Any] = {}
+    for name, config in _CONFIGS.items():
+        group, _, verb = name.rpartition(" ")
+        command = _subcommand(verb, config, defaults.get(name))
+        found[group or name] = found[group] | command if group in found else command
+    for group, about in _GROUPS.items():
+        found[group] = Annotated[found[group], tyro.conf.subcommand(group, description=about)]
+    return functools.reduce(operator.or_, found.values())
+
+
 def _subcommand(name: str, config: type, default: Any) -> Any:
     if default is None:
-        return Annotated[config, tyro.conf.subcommand(name, description=config.__doc__)]
-    return Annotated[config, tyro.conf.subcommand(name, description=config.__doc__, default=default)]
+        return Annotated[config, tyro.conf.subcommand(name, description=inspect.getdoc(config))]
+    return Annotated[config, tyro.conf.subcommand(name, description=inspect.getdoc(config), default=default)]
 
 
 def _take_config_file(arguments: list[str]) -> tuple[list[str], Path | None]:
@@ -119,6 +141,35 @@ def _train(config: TrainConfig) -> int:
     return 0
 
 
+def _swap(config: SwapConfig) -> int:
+    from scrimp.jobs.folder import REPORT
+    from scrimp.jobs.swap import swap
+
+    swapped = _guard(lambda: swap(config), "swap")
+    if config.json:
+        _show(swapped.receipts, as_json=True)
+        return 0
+    from scrimp.jobs.swap_table import swap_table
+
+    _console().print(swap_table(swapped.receipts, config.tolerance))
+    _say(f"report: {swapped.folder / REPORT}", config.json)
+    return 0
+
+
+def _pixels_train(config: PixelsTrainConfig) -> int:
+    from scrimp.jobs.pixels import pixels_train
+
+    _show([_guard(lambda: pixels_train(config), "pixels train")], config.json)
+    return 0
+
+
+def _pixels_sample(config: PixelsSampleConfig) -> int:
+    from scrimp.jobs.pixels_sample import pixels_sample
+
+    _show([_guard(lambda: pixels_sample(config), "pixels sample")], config.json)
+    return 0
+
+
 def _report(config: ReportConfig) -> int:
     from scrimp.jobs.report import report
 
@@ -151,14 +202,17 @@ def _show(receipts: list[Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps([receipt.to_dict() for receipt in receipts], indent=2))
         return
-    from rich.console import Console
-
     from scrimp.report import render_table
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=140)  # a pipe or a file has no width to fit
+    console = _console()
     console.print(render_table(receipts, width=console.width))
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=140)  # a pipe or a file has no width to fit
 
 
 def _say(line: str, quiet: bool) -> None:
@@ -169,6 +223,9 @@ def _say(line: str, quiet: bool) -> None:
 _COMMANDS: dict[type, Callable[[Any], int]] = {
     StudyConfig: _study,
     TrainConfig: _train,
+    SwapConfig: _swap,
+    PixelsTrainConfig: _pixels_train,
+    PixelsSampleConfig: _pixels_sample,
     ReportConfig: _report,
     CompareConfig: _compare,
 }

@@ -93,7 +93,7 @@ def number(mean: float | None, deviation: float | None = None) -> str:
 
 
 def quality(name: str, mean: float | None, deviation: float | None = None) -> str:
-    """A quality by its name: accuracies are shares and print in percent, everything else as it is."""
+    """A quality by its name: accuracies and agreements are shares and print in percent, the rest as it is."""
     return percent(mean, deviation) if is_share(name) else number(mean, deviation)
 
 
@@ -116,7 +116,7 @@ def differences(name: str, *values: float | None, signed: bool = True) -> list[s
 
 def is_share(name: str) -> bool:
     """Whether the quality called ``name`` is a share of 1, printed in percent."""
-    return name.rpartition("_")[2] == "accuracy"
+    return name.rpartition("_")[2] in {"accuracy", "agreement"}
 
 
 def is_known(value: float | None) -> TypeGuard[float]:
