@@ -13,6 +13,7 @@ from pathlib import Path
 
 import tyro
 
+import attention_tables as attention
 import importance_sampling as sampling
 from scrimp.primitives.errors import InputError
 from scrimp.primitives.files import write_atomic
@@ -20,7 +21,7 @@ from scrimp.receipts import Receipt, load_receipt
 
 README = Path(__file__).resolve().parent / "README.md"
 RECEIPTS = README.parent.parent / "receipts"
-CARD = README.parent.parent / "docs" / "importance-sampling.md"
+DOCS = README.parent.parent / "docs"
 MARKERS = ("<!-- figures -->", "<!-- /figures -->")
 UNKNOWN = "not measured yet"
 THRIFTY = [policy for policy in sampling.POLICIES if policy != "uniform"]
@@ -131,6 +132,43 @@ LINES = (
         "within 0.1 %",
     ),
 )
+ATTENTION_LINES = (
+    Line(
+        "1",
+        "causal linear attention, batch 1, 8 heads, dim 64",
+        "attention_speed.py causal",
+        "attention/causal.json",
+        attention.causal,
+        "at 16,384 tokens 4x (PyPI build), 2x (native build), 35x (SDPA); at 1,024 2x (SDPA); within 4x of the limit; "
+        "memory at most 1.5x",
+    ),
+    Line(
+        "2",
+        "generation from the recurrent form against softmax with a key-value cache",
+        "generation.py",
+        "generation.json",
+        attention.generation,
+        "last tenth within 1.1x of the first; 20x images a second at 784 tokens, 60x at 3,072; 2x at batch 1; "
+        "1,000x without a cache",
+    ),
+    Line(
+        "3",
+        "clustered attention, 100 clusters, top 32, batch 1, 8 heads, dim 64",
+        "attention_speed.py clustered",
+        "attention/clustered.json",
+        attention.clustered,
+        "above 1x forward from 2,048 tokens, with backward from 1,024; at 16,384 forward 12x SDPA and 1.8x the old "
+        "library",
+    ),
+    Line(
+        "4",
+        "improved clustered attention in pretrained models, at least 1,024 tokens",
+        "pretrained_attention.py run",
+        "pretrained-attention/*.json",
+        attention.pretrained,
+        "99 % of the metric at half the attention FLOPs",
+    ),
+)
 
 
 def number(value: float | None, form: str) -> str:
@@ -158,12 +196,27 @@ def tables() -> str:
     command = "`python benchmarks/importance_sampling.py run`"
     what = "FLOPs to uniform's final training loss, and test accuracy, at equal FLOPs"
     second = "| " + " | ".join(["2", what, command, folder, "; ".join(map(verdict, THRIFTY)), wanted]) + " |"
-    return "\n".join([*head, first, second, *others, "", *setting_rows()])
+    training = ["## Training under a fixed budget", "", *head, first, second, *others, "", *setting_rows()]
+    return "\n".join([*training, "", "## Attention", "", *head, *map(line_row, ATTENTION_LINES)])
+
+
+def cards() -> dict[Path, str]:
+    """The method cards and the tables between their markers."""
+    return {
+        DOCS / "importance-sampling.md": sampling.table_text(),
+        DOCS / "linear-attention.md": attention.speed_table(RECEIPTS / "attention" / "causal.json"),
+        DOCS / "clustered-attention.md": "\n\n".join(
+            [
+                attention.pretrained_table(RECEIPTS / "pretrained-attention"),
+                attention.speed_table(RECEIPTS / "attention" / "clustered.json"),
+            ]
+        ),
+    }
 
 
 def line_row(line: Line) -> str:
-    path = RECEIPTS / line.receipt
-    found = line.figure(load_receipt(path)) if path.is_file() else UNKNOWN
+    paths = sorted(RECEIPTS.glob(line.receipt))
+    found = "; ".join(line.figure(load_receipt(path)) for path in paths) if paths else UNKNOWN
     cells = (line.number, line.what, f"`python benchmarks/{line.script}`", f"`receipts/{line.receipt}`", found)
     return "| " + " | ".join([*cells, line.target]) + " |"
 
@@ -233,7 +286,8 @@ def filled(text: str, content: str | None = None) -> str:
 def main() -> None:
     path = tyro.cli(Readme).path
     write_atomic(path, filled(path.read_text(encoding="utf-8")))
-    write_atomic(CARD, filled(CARD.read_text(encoding="utf-8"), sampling.table_text()))
+    for card, content in cards().items():
+        write_atomic(card, filled(card.read_text(encoding="utf-8"), content))
 
 
 if __name__ == "__main__":

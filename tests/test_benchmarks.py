@@ -18,7 +18,7 @@ from scrimp.receipts import Receipt, save_receipt
 from scrimp.select import Selection
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
-HELPERS = {"common.py"}
+HELPERS = {"common.py", "peers.py", "attention_tables.py"}
 SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py") if path.name not in HELPERS)
 
 
@@ -52,17 +52,22 @@ def test_the_page_is_what_the_receipts_say(readme: ModuleType) -> None:
     assert readme.filled(page) == page, "run: python benchmarks/readme.py"
 
 
-def test_the_method_card_is_what_the_receipts_say(readme: ModuleType) -> None:
-    card = readme.CARD.read_text(encoding="utf-8")
-    assert readme.filled(card, readme.sampling.table_text()) == card, "run: python benchmarks/readme.py"
+def test_the_method_cards_are_what_the_receipts_say(readme: ModuleType) -> None:
+    for path, content in readme.cards().items():
+        card = path.read_text(encoding="utf-8")
+        assert readme.filled(card, content) == card, f"{path.name}: run python benchmarks/readme.py"
 
 
 def test_the_page_names_every_benchmark_and_its_receipt(readme: ModuleType) -> None:
     page = readme.README.read_text(encoding="utf-8")
     assert [name for name in SCRIPTS if f"python benchmarks/{name}" not in page] == []
     assert [line.number for line in readme.LINES] == ["1", "3", "3", "4", "4"]
-    for line in readme.LINES:
-        assert line.receipt in (FOLDER / line.script).read_text(encoding="utf-8")
+    assert [line.number for line in readme.ATTENTION_LINES] == ["1", "2", "3", "4"]
+    for line in (*readme.LINES, *readme.ATTENTION_LINES):
+        script = (FOLDER / line.script.split()[0]).read_text(encoding="utf-8")
+        folder, _, file = line.receipt.rpartition("/")
+        assert file in script or file == "*.json"
+        assert not folder or f'"{folder}"' in script
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -77,7 +82,7 @@ def test_every_script_has_help(name: str, monkeypatch: pytest.MonkeyPatch, capsy
 
 def test_what_was_not_measured_says_so(readme: ModuleType, receipts: Path) -> None:
     rows = [row for row in readme.tables().splitlines() if row.startswith("| ") and "`python" in row]
-    assert len(rows) == len(readme.LINES) + 1
+    assert len(rows) == len(readme.LINES) + 1 + len(readme.ATTENTION_LINES)
     assert all(readme.UNKNOWN in row for row in rows)
     assert all(cell == readme.UNKNOWN for cell in setting_row(readme, "history")[:2])
 

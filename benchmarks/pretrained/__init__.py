@@ -1,0 +1,1 @@
+"""Pretrained models that ship in packages, each as a task with a metric; what the swapped attention does to it."""
