@@ -36,7 +36,7 @@ NAME = "pretrained-attention"
 RECEIPTS = Path(__file__).resolve().parent.parent / "receipts" / NAME
 MODELS: dict[str, Callable[..., Task]] = {"smollm2": smollm2, "minilm": minilm, "lightglue": lightglue, "vit-s14": vit}
 GRIDS = {  # clusters and top keys; causal attention pays for its exact neighbourhood too, and is slower
-    "smollm2": ((25, 50), (32, 128)),
+    "smollm2": ((10, 25, 50), (32, 128)),
     "minilm": ((25, 50, 100, 200), (32, 64, 128, 256)),
     "lightglue": ((25, 50, 100, 200), (32, 64, 128, 256)),
     "vit-s14": ((25, 50, 100, 200), (32, 64, 128, 256)),

@@ -247,7 +247,7 @@ def test_the_halves_of_a_passage_share_no_line(monkeypatch: pytest.MonkeyPatch) 
     halves = text.interleaved(Words(), 4, 12)
     assert [len(half) for half in halves] == [12] * 8
     assert halves[0].tolist() == [-1, 0, 0, 2, 2, 4, 4, 6, 6, 8, 8, -2]
-    assert halves[3].tolist() == [-1, 26, 26, 28, 28, 30, 30, 32, 32, 34, 34, -2]
+    assert halves[3].tolist() == [-1, 11, 11, 13, 13, 15, 15, 17, 17, 19, 19, -2]
 
 
 def test_ranks_count_who_is_liker_than_the_other_half() -> None:

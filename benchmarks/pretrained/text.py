@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ from scrimp.primitives.errors import require
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-def smollm2(*, samples: int = 1, tokens: int = 2048) -> Task:
+def smollm2(*, samples: int = 2, tokens: int = 2048) -> Task:
     """Next-token accuracy and loss on windows spread evenly over the text; causal, 9 heads that share 3 of keys."""
     model, tokenizer = load_smollm2()
     with quiet():
@@ -77,7 +76,7 @@ def minilm(*, samples: int = 64, tokens: int = 1024) -> Task:
     stretched = "" if tokens <= 512 else ", position embeddings stretched from 512"
     return Task(
         name="minilm",
-        about=f"all-MiniLM-L6-v2, odd and even lines of {samples // 2} passages of tinyshakespeare find each other"
+        about=f"all-MiniLM-L6-v2, odd and even lines of {samples // 2} neighbouring passages of tinyshakespeare find each other"
         f"{stretched}, mean reciprocal rank",
         metric="mrr",
         tokens=tokens,
@@ -123,16 +122,18 @@ def stretch_positions(model: Any, tokens: int) -> None:
 
 
 def interleaved(tokenizer: Any, count: int, tokens: int) -> list[Tensor]:
-    """Odd, then even lines, [tokens] each, of passages spread evenly over the plays."""
+    """Odd, then even lines, [tokens] each, of passages that follow one another: neighbours are hard to tell apart."""
     lines = [line for line in shakespeare().splitlines() if line.strip()]
     with quiet():
-        coded = tokenizer(lines, add_special_tokens=False).input_ids
+        coded = iter(tokenizer(lines, add_special_tokens=False).input_ids)
     halves = []
-    for number in range(count):
-        place = number * len(coded) // count
-        for side in (0, 1):
-            words = list(itertools.chain.from_iterable(coded[place + side :: 2]))[: tokens - 2]
-            halves.append(torch.tensor([tokenizer.cls_token_id, *words, tokenizer.sep_token_id]))
+    for _ in range(count):
+        sides: tuple[list[int], list[int]] = ([], [])
+        while min(map(len, sides)) < tokens - 2:
+            for side in sides:
+                side += next(coded)
+        framed = ([tokenizer.cls_token_id, *side[: tokens - 2], tokenizer.sep_token_id] for side in sides)
+        halves += [torch.tensor(ids) for ids in framed]
     return halves
 
 

@@ -5,6 +5,7 @@ float32, bfloat16 and float16 on the CPU run the kernel, in float32; float64 and
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -16,6 +17,12 @@ from scrimp.native import load
 
 def _runs_native(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and tensor.dtype != torch.float64
+
+
+def _widths_kept(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Autocast off: it would narrow the twin's products, which the sums want wide."""
+    kind = tensor.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 def empty_like(tensor: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
@@ -76,7 +83,8 @@ def forward(
     native = load() if _runs_native(query) else None
     maps = (query_map, key_map)
     if native is None:
-        out, *rest = twin.forward(query, key, value, key_lengths, kv, normaliser, causal, maps, eps)
+        with _widths_kept(query):
+            out, *rest = twin.forward(query, key, value, key_lengths, kv, normaliser, causal, maps, eps)
         return _laid_out(out, query), rest[0], rest[1], rest[2]
     q, k, v = _float_rows(query), _float_rows(key), _float_rows(value)
     lengths, met, ones = _lengths(key_lengths), _floats(kv), _floats(normaliser)
@@ -122,7 +130,8 @@ def backward(
     maps, inputs = (query_map, key_map), (query, key, value)
     if native is None:
         saved = (*inputs, key_lengths, kv, normaliser, out, denominators)
-        found = twin.backward(grad_out, grad_kv, grad_normaliser, saved, causal, maps, eps)
+        with _widths_kept(query):
+            found = twin.backward(grad_out, grad_kv, grad_normaliser, saved, causal, maps, eps)
         laid = [_laid_out(grad, like) for grad, like in zip(found[:3], inputs, strict=True)]
         return laid[0], laid[1], laid[2], found[3], found[4]
     q, k, v, result, grad = (_float_rows(tensor) for tensor in (*inputs, out, grad_out))
@@ -163,7 +172,8 @@ def step(
 ) -> Tensor:
     native = load() if _runs_native(query) and kv.is_contiguous() and normaliser.is_contiguous() else None
     if native is None or kv.dtype != torch.float32:
-        return twin.step(query, key, value, kv, normaliser, (query_map, key_map), eps)
+        with _widths_kept(query):
+            return twin.step(query, key, value, kv, normaliser, (query_map, key_map), eps)
     q, k, v = _float_rows(query), _float_rows(key), _float_rows(value)
     out = q.new_empty((*q.shape[:3], v.shape[3]))
     tensors = (q, k, v, kv, normaliser, out, kv, normaliser)

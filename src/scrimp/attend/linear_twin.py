@@ -45,7 +45,7 @@ class _Tiles:
     @staticmethod
     def cut(tensor: Tensor, key_heads: int, size: int) -> Tensor:
         batch, heads, tokens, dim = tensor.shape
-        chunks = -(-tokens // size)
+        chunks = max(1, -(-tokens // size))  # no tokens make one chunk of zeros
         padded = torch.nn.functional.pad(tensor, (0, 0, 0, chunks * size - tokens))
         return padded.reshape(batch, key_heads, heads // key_heads, chunks, size, dim)
 
@@ -53,7 +53,8 @@ class _Tiles:
     def join(tensor: Tensor, like: Tensor) -> Tensor:
         """Chunks back to a tensor shaped like this one, its last dimension apart."""
         batch, heads, tokens = like.shape[:3]
-        return tensor.reshape(batch, heads, -1, tensor.shape[-1])[:, :, :tokens]
+        rows = tensor.shape[3] * tensor.shape[4]
+        return tensor.reshape(batch, heads, rows, tensor.shape[-1])[:, :, :tokens]
 
     def triangle(self, scores: Tensor) -> Tensor:
         return scores.tril() if self.causal else scores

@@ -84,8 +84,7 @@ void run(const Attention &a, const std::vector<Part> &parts, const Pass &pass) {
 class Sums {
 public:
     Sums(const Attention &a, int segments)
-        : dim_(a.dim), value_dim_(a.value_dim), count_(a.batch * a.key_heads * segments),
-          kv_(static_cast<std::size_t>(count_) * dim_ * value_dim_), normaliser_(static_cast<std::size_t>(count_) * dim_) {}
+        : dim_(a.dim), value_dim_(a.value_dim), kv_(rows(a, segments) * value_dim_), normaliser_(rows(a, segments)) {}
 
     State<float> at(int index) { return State<float>{kv_.data(), normaliser_.data()}.at(index, dim_, value_dim_); }
     void set(int index, const State<const float> &from) { combine(at(index), from, false); }
@@ -96,6 +95,10 @@ public:
     static State<const float> read(const State<float> &state) { return {state.kv, state.normaliser}; }
 
 private:
+    static std::size_t rows(const Attention &a, int segments) {
+        return static_cast<std::size_t>(a.batch) * a.key_heads * segments * a.dim;
+    }
+
     void combine(const State<float> &to, const State<const float> &from, bool add) const {
         if (from.kv == nullptr) return;
         const auto merge = [add](float *out, const float *in, std::size_t count) {
@@ -105,7 +108,7 @@ private:
         merge(to.normaliser, from.normaliser, static_cast<std::size_t>(dim_));
     }
 
-    int dim_, value_dim_, count_;
+    int dim_, value_dim_;
     std::vector<float> kv_, normaliser_;
 };
 

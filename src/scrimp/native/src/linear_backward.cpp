@@ -309,22 +309,35 @@ SCRIMP_BODY void full_key_backward_pass_body(const Attention &a, const Gradients
     }
 }
 
-SCRIMP_DISPATCH_LANES(void, causal_query_backward_pass, (const Attention &a, const Gradients &g, const Part &part), (a, g, part))
-SCRIMP_DISPATCH_LANES(void, causal_key_backward_pass, (const Attention &a, const Gradients &g, const Part &part), (a, g, part))
-SCRIMP_DISPATCH_LANES(void, add_queries_pass, (const Attention &a, const Gradients &g, const Part &part), (a, g, part))
-SCRIMP_DISPATCH_LANES(void, full_query_backward_pass, (const Attention &a, const Gradients &g, const Part &part), (a, g, part))
-SCRIMP_DISPATCH_LANES(void, full_key_backward_pass, (const Attention &a, const Gradients &g, const Part &part), (a, g, part))
+#define SCRIMP_GRADIENT_PASS(NAME) \
+    SCRIMP_DISPATCH_LANES(void, NAME, (const Attention &a, const Gradients &g, const Part &part), (a, g, part))
+
+SCRIMP_GRADIENT_PASS(causal_query_backward_pass)
+SCRIMP_GRADIENT_PASS(causal_key_backward_pass)
+SCRIMP_GRADIENT_PASS(add_queries_pass)
+SCRIMP_GRADIENT_PASS(full_query_backward_pass)
+SCRIMP_GRADIENT_PASS(full_key_backward_pass)
 
 }  // namespace
 
-void causal_query_backward(const Attention &a, const Gradients &g, const Part &part) { causal_query_backward_pass(a, g, part); }
+void causal_query_backward(const Attention &a, const Gradients &g, const Part &part) {
+    causal_query_backward_pass(a, g, part);
+}
 
-void causal_key_backward(const Attention &a, const Gradients &g, const Part &part) { causal_key_backward_pass(a, g, part); }
+void causal_key_backward(const Attention &a, const Gradients &g, const Part &part) {
+    causal_key_backward_pass(a, g, part);
+}
 
-void add_queries(const Attention &a, const Gradients &g, const Part &part) { add_queries_pass(a, g, part); }
+void add_queries(const Attention &a, const Gradients &g, const Part &part) {
+    add_queries_pass(a, g, part);
+}
 
-void full_query_backward(const Attention &a, const Gradients &g, const Part &part) { full_query_backward_pass(a, g, part); }
+void full_query_backward(const Attention &a, const Gradients &g, const Part &part) {
+    full_query_backward_pass(a, g, part);
+}
 
-void full_key_backward(const Attention &a, const Gradients &g, const Part &part) { full_key_backward_pass(a, g, part); }
+void full_key_backward(const Attention &a, const Gradients &g, const Part &part) {
+    full_key_backward_pass(a, g, part);
+}
 
 }  // namespace scrimp

@@ -46,7 +46,8 @@ void prepare([[maybe_unused]] std::intptr_t address, [[maybe_unused]] std::intpt
 std::intptr_t numbers_of_queries(const Numbers<7> &s, std::size_t dim) { return s[0] * s[1] * s[3] * s[dim]; }
 std::intptr_t numbers_of_keys(const Numbers<7> &s, std::size_t dim) { return s[0] * s[2] * s[4] * s[dim]; }
 
-// sizes: batch, heads, key heads, queries, keys, dim, value dim. strides: query, key, value, each of batch, head, token.
+// sizes: batch, heads, key heads, queries, keys, dim, value dim.
+// strides: of query, key, value; for each the batch's, the head's and the token's.
 template <std::size_t Pointers, std::size_t Strides>
 Attention attention(const Numbers<Pointers> &pointers, const Numbers<Strides> &strides, const Numbers<7> &sizes,
                     const Numbers<2> &maps, float eps) {
