@@ -76,8 +76,8 @@ def minilm(*, samples: int = 64, tokens: int = 1024) -> Task:
     stretched = "" if tokens <= 512 else ", position embeddings stretched from 512"
     return Task(
         name="minilm",
-        about=f"all-MiniLM-L6-v2, odd and even lines of {samples // 2} neighbouring passages of tinyshakespeare find each other"
-        f"{stretched}, mean reciprocal rank",
+        about=f"all-MiniLM-L6-v2, odd and even lines of {samples // 2} adjoining passages of tinyshakespeare find each "
+        f"other{stretched}, mean reciprocal rank",
         metric="mrr",
         tokens=tokens,
         causal=False,

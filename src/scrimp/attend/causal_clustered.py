@@ -8,17 +8,14 @@ of the paper (arXiv 2007.04825) looks at future queries and keys when it groups 
 
 from __future__ import annotations
 
-from math import prod
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-from scrimp.attend.autocast import under_autocast, without_autocast
-from scrimp.attend.checks import check_attention, check_causal, length_mask, repeat_heads
-from scrimp.attend.clustered_twin import top_keys
+from scrimp.attend.autocast import under_autocast
+from scrimp.attend.causal_clustered_ops import attend
+from scrimp.attend.causal_clustered_twin import epoch_starts
+from scrimp.attend.checks import check_attention, check_causal
 from scrimp.attend.grouping import group_queries
-from scrimp.attend.grouping_ops import compute_dtype, count_by_cluster, sum_by_cluster
 from scrimp.primitives.errors import InputError
 
 BLOCK = 256
@@ -58,7 +55,7 @@ def causal_clustered_attention(
         scale: by default ``dim ** -0.5``.
 
     Returns:
-        [batch, heads, tokens, value dim], of the query's type. Without a compiled kernel: torch's products throughout.
+        [batch, heads, tokens, value dim], of the query's type. Half precision is worked on in float32.
 
     Raises:
         InputError: a shape, type, device or number that does not fit.
@@ -71,137 +68,21 @@ def causal_clustered_attention(
     scale = query.shape[3] ** -0.5 if scale is None else scale
     # One draw a call: every epoch groups with the same hyperplanes, so the number of epochs cannot shift later draws.
     seed = None if generator is None else int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
-    dtype, tokens, heads = compute_dtype(query.dtype), query.shape[2], query.shape[1]
-    real = None if key_lengths is None else length_mask(key_lengths, tokens)[:, None, None, :]
-    with without_autocast(query):
-        keys, values = (repeat_heads(tensor.to(dtype), heads) for tensor in (key, value))
-        parts = _blocks(query.to(dtype) * scale, keys, values, real, _Plan(clusters, topk, block, seed))
-        return torch.cat(parts, 2).to(query.dtype) if parts else query.new_zeros(*query.shape[:3], value.shape[3])
+    tokens = query.shape[2]
+    if tokens == 0:
+        return query.new_zeros(*query.shape[:3], value.shape[3])
+    block = min(block, tokens)
+    # Before the last block there are no more keys than this, and before the last epoch no more clusters.
+    past = (tokens - 1) // block * block
+    assignment = assign_epochs(query.detach(), clusters, block, seed)
+    clusters = min(clusters, max(past, 1))
+    return attend(query, key, value, assignment, key_lengths, clusters, min(topk, past), block, scale)[0]
 
 
-class _Plan(NamedTuple):
-    clusters: int
-    topk: int
-    block: int
-    seed: int | None
-
-
-def _blocks(query: Tensor, key: Tensor, value: Tensor, real: Tensor | None, plan: _Plan) -> list[Tensor]:
-    """The output block by block; queries are scaled, real is [batch, 1, 1, tokens] or None."""
-    parts, past, tokens = [], None, query.shape[2]
-    for start in range(0, tokens, plan.block):
-        here, before = slice(start, min(start + plan.block, tokens)), slice(0, start)
-        near = _exact_causal(query[:, :, here], key[:, :, here], value[:, :, here], _columns(real, here))
-        if start == 0:
-            parts.append(near.out)
-            continue
-        if past is None or start >= 2 * past.since:
-            past = _Past(query[:, :, before], value.shape[3], plan)
-            past.see(key[:, :, before], value[:, :, before], _columns(real, before))
-        parts.append(_join(near, past.attend(query[:, :, here], key, value)))
-        past.see(key[:, :, here], value[:, :, here], _columns(real, here))
-    return parts
-
-
-class _Part(NamedTuple):
-    """Attention over some of the keys: out [.., queries, value dim], already divided, and the log of its mass."""
-
-    out: Tensor
-    lse: Tensor
-
-
-def _columns(real: Tensor | None, here: slice) -> Tensor | None:
-    return None if real is None else real[..., here]
-
-
-def _softmax(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights and lse of the last dimension; zeros and -inf where every logit is -inf, without NaN in the gradient."""
-    empty = (logits == float("-inf")).all(-1, keepdim=True)
-    safe = logits.masked_fill(empty, 0.0)
-    lse = safe.logsumexp(-1, keepdim=True)
-    return (safe - lse).exp().masked_fill(empty, 0.0), lse.masked_fill(empty, float("-inf"))[..., 0]
-
-
-def _exact_causal(query: Tensor, key: Tensor, value: Tensor, real: Tensor | None) -> _Part:
-    ahead = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).triu(1)
-    logits = (query @ key.mT).masked_fill(ahead, float("-inf"))
-    if real is not None:
-        logits = logits.masked_fill(~real, float("-inf"))
-    weights, lse = _softmax(logits)
-    return _Part(weights @ value, lse)
-
-
-def _join(near: _Part, far: _Part) -> Tensor:
-    """Both parts by their masses; 0 where both are empty."""
-    masses, _ = _softmax(torch.stack((near.lse, far.lse), -1))
-    return masses[..., :1] * near.out + masses[..., 1:] * far.out
-
-
-class _Past:
-    """Earlier tokens as clusters of earlier queries: running softmax statistics and best keys of each centroid."""
-
-    def __init__(self, scaled: Tensor, value_dim: int, plan: _Plan) -> None:
-        generator = None if plan.seed is None else torch.Generator().manual_seed(plan.seed)
-        groups = group_queries(scaled, clusters=plan.clusters, generator=generator)
-        counts = count_by_cluster(groups.assignment, groups.assignment >= 0, groups.clusters)
-        self.since, self.topk = scaled.shape[2], plan.topk
-        self.empty = counts == 0
-        sums = sum_by_cluster(scaled, groups.assignment, groups.clusters)
-        self.centroids = sums / counts.clamp_min(1)[..., None]
-        self.part = _Part(scaled.new_zeros(*counts.shape, value_dim), scaled.new_full(counts.shape, float("-inf")))
-        self.top = groups.assignment.new_zeros(*counts.shape, 0)
-        self.top_logits = scaled.new_zeros(*counts.shape, 0)
-        self.seen = 0
-
-    def see(self, key: Tensor, value: Tensor, real: Tensor | None) -> None:
-        """Takes in the next keys [.., tokens, dim] and their values."""
-        logits = self.centroids @ key.mT
-        if real is not None:
-            logits = logits.masked_fill(~real, float("-inf"))
-        weights, lse = _softmax(logits)
-        _, both = _softmax(torch.stack((self.part.lse, lse), -1))
-        self.part = _Part(_join(self.part, _Part(weights @ value, lse)), both)
-        self._rank(logits.detach())
-        self.seen += key.shape[2]
-
-    def _rank(self, logits: Tensor) -> None:
-        """The best keys so far are the best of the former ones and the new: places in their concatenation, in order."""
-        places = torch.arange(self.seen, self.seen + logits.shape[-1], device=logits.device)
-        places = torch.cat((self.top, places.expand(logits.shape)), -1)
-        logits = torch.cat((self.top_logits, logits), -1)
-        chosen = top_keys(logits, min(self.topk, logits.shape[-1]))
-        absent = chosen < 0
-        self.top = places.gather(-1, chosen.clamp_min(0)).masked_fill(absent, 0)
-        self.top_logits = logits.gather(-1, chosen.clamp_min(0)).masked_fill(absent, float("-inf"))
-
-    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> _Part:
-        """The past as the scaled queries [.., block, dim] see it; key and value are all tokens', [.., tokens, dim]."""
-        half = self.centroids.detach().square().sum(-1).div(2).masked_fill(self.empty, float("inf"))
-        nearest = (query.detach() @ self.centroids.detach().mT - half[:, :, None]).argmax(-1)
-        if self.topk == 0:
-            return _Part(_pick(self.part.out, nearest), _pick(self.part.lse, nearest))
-        keys, values = _pick(key, self.top.flatten(2)), _pick(value, self.top.flatten(2))
-        keys, values = (rows.unflatten(2, self.top.shape[2:]) for rows in (keys, values))
-        absent = self.top_logits == float("-inf")
-        mass_of = (keys @ self.centroids[..., None])[..., 0] - _finite(self.part.lse)[..., None]
-        shares = mass_of.exp().masked_fill(absent, 0.0)
-        bottom = self.part.out - (shares[..., None, :] @ values)[..., 0, :]
-        mass = shares.sum(-1)
-        logits = (_pick(keys, nearest) @ query[..., None])[..., 0]
-        weights, lse = _softmax(logits.masked_fill(_pick(absent, nearest), float("-inf")))
-        exact = (weights[..., None, :] @ _pick(values, nearest))[..., 0, :]
-        known = _pick(mass, nearest)
-        log_mass = known.masked_fill(known == 0, 1.0).log()
-        return _Part(known[..., None] * exact + _pick(bottom, nearest), lse - log_mass)
-
-
-def _finite(lse: Tensor) -> Tensor:
-    return lse.masked_fill(lse == float("-inf"), 0.0)
-
-
-def _pick(rows: Tensor, places: Tensor) -> Tensor:
-    """rows [batch, heads, count, ...] at places [batch, heads, n]; whole rows are copied, which gather does not do."""
-    pairs, count, rest = rows.shape[0] * rows.shape[1], rows.shape[2], rows.shape[3:]
-    first = count * torch.arange(pairs, device=places.device).view(*rows.shape[:2], 1)
-    picked = rows.reshape(pairs * count, prod(rest)).index_select(0, (places + first).flatten())
-    return picked.view(*places.shape, *rest)
+def assign_epochs(query: Tensor, clusters: int, block: int, seed: int | None) -> Tensor:
+    """Each epoch's clusters of the queries before it, [batch, heads, block + 2 block + ..]."""
+    parts = [query.new_empty(*query.shape[:2], 0, dtype=torch.int64)]
+    for start in epoch_starts(query.shape[2], block):
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        parts.append(group_queries(query[:, :, :start], clusters=clusters, generator=generator).assignment)
+    return torch.cat(parts, 2)

@@ -69,11 +69,11 @@ def attend_backward(
         return _backward_native(native, grad, query, key, value, assignment, key_lengths, saved, scale)
 
 
-def _addresses(*tensors: Tensor) -> list[int]:
+def addresses(*tensors: Tensor) -> list[int]:
     return [tensor.data_ptr() for tensor in tensors]
 
 
-def _lengths(key_lengths: Tensor | None) -> Tensor:
+def as_int64(key_lengths: Tensor | None) -> Tensor:
     return torch.empty(0, dtype=torch.int64) if key_lengths is None else key_lengths.to(torch.int64).contiguous()
 
 
@@ -96,10 +96,10 @@ def _forward_native(
     bottom = torch.empty(batch, heads, clusters, value_dim)
     top = torch.empty(batch, heads, clusters, topk, dtype=torch.int64)
     sizes = [batch, heads, key.shape[1], queries, key.shape[2], dim, value_dim, clusters, topk]
-    lengths = _lengths(key_lengths)
-    native.clustered_forward(sizes, scale, lengths.data_ptr(), _addresses(*inputs, out, lse, mass, bottom, top))
+    lengths = as_int64(key_lengths)
+    native.clustered_forward(sizes, scale, lengths.data_ptr(), addresses(*inputs, out, lse, mass, bottom, top))
     real = value.shape[3]
-    return _cut(out, real).to(query.dtype), lse, mass, _cut(bottom, real), top
+    return cut(out, real).to(query.dtype), lse, mass, cut(bottom, real), top
 
 
 def _backward_native(
@@ -120,17 +120,17 @@ def _backward_native(
     kept = (saved.lse.contiguous(), saved.mass.contiguous(), packed(saved.bottom), saved.top.contiguous(), packed(grad))
     grads = tuple(torch.empty(batch, heads, *shape) for shape in ((queries, dim), (keys, dim), (keys, value_dim)))
     sizes = [batch, heads, key.shape[1], queries, keys, dim, value_dim, clusters, topk]
-    lengths = _lengths(key_lengths)
-    native.clustered_backward(sizes, scale, lengths.data_ptr(), _addresses(*inputs, *kept, *grads))
+    lengths = as_int64(key_lengths)
+    native.clustered_backward(sizes, scale, lengths.data_ptr(), addresses(*inputs, *kept, *grads))
     query_grad, key_grad, value_grad = (
-        _cut(made, like.shape[3]) for made, like in zip(grads, (query, key, value), strict=True)
+        cut(made, like.shape[3]) for made, like in zip(grads, (query, key, value), strict=True)
     )
     if key.shape[1] != heads:
         key_grad, value_grad = (part.unflatten(1, (key.shape[1], -1)).sum(2) for part in (key_grad, value_grad))
     return query_grad.to(query.dtype), key_grad.to(key.dtype), value_grad.to(value.dtype)
 
 
-def _cut(tensor: Tensor, columns: int) -> Tensor:
+def cut(tensor: Tensor, columns: int) -> Tensor:
     return tensor if tensor.shape[-1] == columns else tensor[..., :columns].contiguous()
 
 
@@ -173,7 +173,7 @@ def _gradients(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
 attend.register_autograd(_gradients, setup_context=_keep)
 
 
-def _over_batch(op: Callable[..., Any]) -> Callable[..., Any]:
+def over_batch(op: Callable[..., Any]) -> Callable[..., Any]:
     """A vmap rule: the mapped dimension joins the batch, in which every sample is on its own."""
 
     def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, tuple[int, ...]]:
@@ -194,7 +194,7 @@ def _join(tensor: Tensor, dim: int | None, size: int) -> Tensor:
 
 
 for _op in (group, attend, attend_backward):
-    _op.register_vmap(_over_batch(_op))
+    _op.register_vmap(over_batch(_op))
 
 
 @register_flop_formula(torch.ops.scrimp.clustered_attention)

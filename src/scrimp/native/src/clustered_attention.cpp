@@ -2,6 +2,7 @@
 
 #include <nanobind/stl/vector.h>
 
+#include "causal_clustered.hpp"
 #include "hamming.hpp"
 #include "tiles.hpp"
 
@@ -107,6 +108,7 @@ void bind_clustered_attention(nanobind::module_ &module) {
     using Released = nanobind::call_guard<nanobind::gil_scoped_release>;
     module.def("clustered_forward", &forward, Released());
     module.def("clustered_backward", &backward, Released());
+    bind_causal_clustered(module);
     bind_hamming(module);
 }
 

@@ -78,7 +78,8 @@ __attribute__((target("avx512f,avx512vpopcntdq"))) bool nearest_counted(const st
 }
 
 constexpr Tiles counted = {gemm,       column_max, exp_columns, softmax_rows, pull_columns,
-                           pull_rows, add_scaled, scaled_sum, sign_bits, row_argmax, nearest_counted};
+                           pull_rows,  softmax_masked, exp_masked,  pull_masked,  dot,
+                           add_scaled, scaled_sum, sign_bits,   row_argmax,   nearest_counted};
 }  // namespace
 }  // namespace avx512
 #endif

@@ -5,6 +5,15 @@
 
 namespace scrimp {
 
+// Which columns the rows of a tile see: row i the first min(first + i * step, limit).
+struct Kept {
+    std::ptrdiff_t first, step, limit;
+    std::ptrdiff_t of(std::ptrdiff_t row) const {
+        const std::ptrdiff_t wanted = first + row * step;
+        return wanted < limit ? wanted : limit;
+    }
+};
+
 // Dense building blocks of the clustered kernels, for the instruction set in use. Matrices are float32, row-major;
 // column counts are multiples of 16 and rows need no alignment. Without GNU vector types there are none (`has_tiles`).
 struct Tiles {
@@ -21,6 +30,15 @@ struct Tiles {
     void (*pull_columns)(float *d, const float *p, std::ptrdiff_t rows, std::ptrdiff_t columns, const float *delta);
     // d[i][j] = mass * p[i][j] * (d[i][j] - p[i].d[i]); p *= mass; the sum over i of p[i].d[i] (p as it came) is returned
     float (*pull_rows)(float *d, float *p, std::ptrdiff_t rows, std::ptrdiff_t columns, float mass);
+    // Row i keeps its first min(first + i * step, limit) columns, the others become 0: their softmax, and in lse[i] the
+    // log of its normaliser, -inf where nothing is kept
+    void (*softmax_masked)(float *x, std::ptrdiff_t rows, std::ptrdiff_t columns, const Kept &kept, float *lse);
+    // Likewise x[i][j] = exp(x[i][j] - lse[i])
+    void (*exp_masked)(float *x, std::ptrdiff_t rows, std::ptrdiff_t columns, const Kept &kept, const float *lse);
+    // d[i][j] = p[i][j] * (d[i][j] - delta[i])
+    void (*pull_masked)(float *d, const float *p, std::ptrdiff_t rows, std::ptrdiff_t columns, const float *delta);
+    // The sum of x[j] * y[j]
+    float (*dot)(const float *x, const float *y, std::ptrdiff_t columns);
     // y[j] += factor * x[j]
     void (*add_scaled)(float *y, const float *x, std::ptrdiff_t columns, float factor);
     // to[j] = base[j] + factor * x[j]
