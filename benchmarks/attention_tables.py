@@ -59,10 +59,10 @@ def generation(receipt: Receipt) -> str:
         if "ratios" not in found:
             continue
         at = {key: item["median"] for key, item in found["ratios"].items()}
+        alone = f"{at['no cache']:,.0f}x without a cache, " if "no cache" in at else ""
         parts.append(
             f"{name}: {at['throughput']:.1f}x images a second (batches {found['best']['linear batch']} and "
-            f"{found['best']['softmax batch']}), {at['latency']:.2f}x at batch 1, "
-            f"{at['no cache']:,.0f}x without a cache, "
+            f"{found['best']['softmax batch']}), {at['latency']:.2f}x at batch 1, {alone}"
             f"last tenth {at['last to first tenth']:.2f}x of the first"
         )
     return "; ".join(parts)

@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,16 @@ from scrimp.receipts import Receipt, load_receipt, save_receipt
 
 NAME = "pretrained-attention"
 RECEIPTS = Path(__file__).resolve().parent.parent / "receipts" / NAME
-MODELS: dict[str, Callable[..., Task]] = {"smollm2": smollm2, "minilm": minilm, "lightglue": lightglue, "vit-s14": vit}
+MODELS: dict[str, Callable[..., Task]] = {
+    "smollm2": smollm2,
+    "smollm2-4096": partial(smollm2, tokens=4096, samples=1),
+    "minilm": minilm,
+    "lightglue": lightglue,
+    "vit-s14": vit,
+}
 GRIDS = {  # clusters and top keys; causal attention pays for its exact neighbourhood too, and is slower
     "smollm2": ((10, 25, 50), (32, 128)),
+    "smollm2-4096": ((25, 50), (128, 256)),
     "minilm": ((25, 50, 100, 200), (32, 64, 128, 256)),
     "lightglue": ((25, 50, 100, 200), (32, 64, 128, 256)),
     "vit-s14": ((25, 50, 100, 200), (32, 64, 128, 256)),

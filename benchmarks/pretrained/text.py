@@ -37,7 +37,7 @@ def smollm2(*, samples: int = 2, tokens: int = 2048) -> Task:
         return {"accuracy": right / count, "loss": loss / count}
 
     return Task(
-        name="smollm2",
+        name="smollm2" if tokens == 2048 else f"smollm2-{tokens}",
         about=f"SmolLM2-135M-Instruct (Q4_1, dequantised), next token in tinyshakespeare, {samples} windows",
         metric="accuracy",
         tokens=tokens,
