@@ -232,7 +232,7 @@ def once(tokens: int, kind: str, heads: int, dim: int, threads: int) -> None:
 
 
 def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+    return value.name if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
 
 
 def main() -> None:
