@@ -43,7 +43,7 @@ MODELS: dict[str, Callable[..., Task]] = {
     "vit-s14": vit,
 }
 GRIDS = {  # clusters and top keys; causal attention pays for its exact neighbourhood too, and is slower
-    "smollm2": ((10, 25, 50), (32, 128)),
+    "smollm2": ((25, 50, 100), (64, 128)),
     "smollm2-4096": ((25, 50), (128, 256)),
     "minilm": ((25, 50, 100, 200), (32, 64, 128, 256)),
     "lightglue": ((25, 50, 100, 200), (32, 64, 128, 256)),
