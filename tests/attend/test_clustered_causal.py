@@ -301,3 +301,10 @@ def test_arguments_are_left_alone_and_the_same_call_gives_the_same_bits() -> Non
     made = [causal_clustered_attention(*tensors, clusters=9, topk=4, block=16) for _ in range(2)]
     assert torch.equal(*made)
     assert all(torch.equal(tensor, one) for tensor, one in zip(tensors, kept, strict=True))
+
+
+def test_the_grouping_is_the_one_asked_for() -> None:
+    query, key, value = (torch.randn(1, 2, 600, 8, generator=torch.Generator().manual_seed(i)) for i in range(3))
+    fine = clustered_attention(query, key, value, causal=True, clusters=9)
+    coarse = clustered_attention(query, key, value, causal=True, clusters=9, bits=1, iterations=0)
+    assert not torch.equal(fine, coarse)

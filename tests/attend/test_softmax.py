@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from scrimp.attend import softmax_attention
+from scrimp.attend import (
+    clustered_attention,
+    improved_clustered_attention,
+    linear_attention,
+    softmax_attention,
+)
 from scrimp.primitives.errors import InputError
 
 
@@ -70,3 +77,16 @@ def test_types_must_agree() -> None:
     query, key, value = tensors((1, 1, 3, 4), (1, 1, 3, 4), (1, 1, 3, 4))
     with pytest.raises(InputError, match=r"float32"):
         softmax_attention(query, key.float(), value)
+
+
+@pytest.mark.parametrize(
+    "attend", [softmax_attention, linear_attention, clustered_attention, improved_clustered_attention]
+)
+@pytest.mark.parametrize("causal", [False, True])
+def test_every_member_casts_as_autocast_has_it(attend: Callable[..., Tensor], causal: bool) -> None:
+    """Rotary positions leave queries and keys in float32 beside values in bfloat16."""
+    query, key, value = (tensor.detach().float() for tensor in tensors((1, 2, 9, 8), (1, 2, 9, 8), (1, 2, 9, 8)))
+    with torch.autocast("cpu", torch.bfloat16):
+        out = attend(query, key, value.bfloat16(), causal=causal)
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out.float(), attend(query, key, value, causal=causal), atol=0.05, rtol=0.05)

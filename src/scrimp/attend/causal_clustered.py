@@ -11,11 +11,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from scrimp.attend.autocast import under_autocast
 from scrimp.attend.causal_clustered_ops import attend
 from scrimp.attend.causal_clustered_twin import epoch_starts
 from scrimp.attend.checks import check_attention, check_causal
-from scrimp.attend.grouping import group_queries
+from scrimp.attend.grouping import draw_seed, group_queries
+from scrimp.attend.precision import under_autocast
 from scrimp.primitives.errors import InputError
 
 BLOCK = 256
@@ -28,6 +28,8 @@ def causal_clustered_attention(
     *,
     clusters: int = 100,
     topk: int = 32,
+    bits: int = 63,
+    iterations: int = 10,
     block: int = BLOCK,
     generator: torch.Generator | None = None,
     key_lengths: Tensor | None = None,
@@ -49,6 +51,7 @@ def causal_clustered_attention(
         value: [batch, key heads, tokens, value dim].
         clusters: at most this many clusters.
         topk: exact keys of the past a query; 0 for plain clustered attention.
+        bits, iterations: as in `group_queries`.
         block: queries a block; those and the queries before in it are attended to exactly.
         generator: draws what `group_queries` draws; None for its fixed seed.
         key_lengths: [batch], integers; keys from this place on do not exist.
@@ -67,22 +70,27 @@ def causal_clustered_attention(
     check_causal(query, key)
     scale = query.shape[3] ** -0.5 if scale is None else scale
     # One draw a call: every epoch groups with the same hyperplanes, so the number of epochs cannot shift later draws.
-    seed = None if generator is None else int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
+    seed = None if generator is None else draw_seed(generator)
     tokens = query.shape[2]
     if tokens == 0:
         return query.new_zeros(*query.shape[:3], value.shape[3])
     block = min(block, tokens)
     # Before the last block there are no more keys than this, and before the last epoch no more clusters.
     past = (tokens - 1) // block * block
-    assignment = assign_epochs(query.detach(), clusters, block, seed)
+    assignment = assign_epochs(query.detach(), clusters, block, seed, bits=bits, iterations=iterations)
     clusters = min(clusters, max(past, 1))
     return attend(query, key, value, assignment, key_lengths, clusters, min(topk, past), block, scale)[0]
 
 
-def assign_epochs(query: Tensor, clusters: int, block: int, seed: int | None) -> Tensor:
+def assign_epochs(
+    query: Tensor, clusters: int, block: int, seed: int | None, *, bits: int = 63, iterations: int = 10
+) -> Tensor:
     """Each epoch's clusters of the queries before it, [batch, heads, block + 2 block + ..]."""
     parts = [query.new_empty(*query.shape[:2], 0, dtype=torch.int64)]
     for start in epoch_starts(query.shape[2], block):
         generator = None if seed is None else torch.Generator().manual_seed(seed)
-        parts.append(group_queries(query[:, :, :start], clusters=clusters, generator=generator).assignment)
+        groups = group_queries(
+            query[:, :, :start], clusters=clusters, bits=bits, iterations=iterations, generator=generator
+        )
+        parts.append(groups.assignment)
     return torch.cat(parts, 2)

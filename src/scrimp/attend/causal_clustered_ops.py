@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from scrimp.attend.autocast import without_autocast
 from scrimp.attend.causal_clustered_pull import backward_twin
 from scrimp.attend.causal_clustered_twin import Plan, Saved, epoch_starts, forward_twin
-from scrimp.attend.clustered_ops import addresses, as_int64, cut, over_batch
-from scrimp.attend.grouping_ops import compute_dtype, kernels_for, packed
+from scrimp.attend.clustered_ops import addresses, as_int64
+from scrimp.attend.grouping_ops import kernels_for, packed
+from scrimp.attend.operators import as_inputs, cut, fake_gradients, over_batch
+from scrimp.attend.precision import compute_dtype, without_autocast
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
@@ -134,12 +135,8 @@ def _backward_native(
     grads = tuple(torch.empty(*query.shape[:3], inputs[place].shape[3]) for place in (0, 1, 2))
     places = addresses(*inputs, *kept, *grads)
     native.causal_clustered_backward(_sizes(query, key, inputs, plan), lengths.data_ptr(), places)
-    query_grad, key_grad, value_grad = (
-        cut(made, like.shape[3]) for made, like in zip(grads, (query, key, value), strict=True)
-    )
-    if key.shape[1] != query.shape[1]:
-        key_grad, value_grad = (part.unflatten(1, (key.shape[1], -1)).sum(2) for part in (key_grad, value_grad))
-    return query_grad.mul_(plan.scale).to(query.dtype), key_grad.to(key.dtype), value_grad.to(value.dtype)
+    grads[0].mul_(plan.scale)
+    return as_inputs(grads, (query, key, value))
 
 
 @attend.register_fake
@@ -165,8 +162,7 @@ def _(
 
 @attend_backward.register_fake
 def _(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    query_grad, key_grad, value_grad = (tensor.new_empty(tensor.shape) for tensor in (query, key, value))
-    return query_grad, key_grad, value_grad
+    return fake_gradients(query, key, value)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:

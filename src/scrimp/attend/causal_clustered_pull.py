@@ -13,6 +13,7 @@ from torch import Tensor
 
 from scrimp.attend.causal_clustered_twin import EpochGroups, Plan, Problem, Saved, epoch_starts, pick, rows_at
 from scrimp.attend.grouping_ops import sum_by_cluster
+from scrimp.attend.operators import as_inputs
 
 
 def backward_twin(
@@ -35,9 +36,7 @@ def backward_twin(
         pull.epoch(EpochGroups(problem, assignment, start), blocks)
     for here in problem.slices():
         pull.near(here)
-    heads = key.shape[1]
-    key_grad, value_grad = (part.unflatten(1, (heads, -1)).sum(2) for part in (pull.key, pull.value))
-    return (pull.query * plan.scale).to(query.dtype), key_grad.to(key.dtype), value_grad.to(value.dtype)
+    return as_inputs((pull.query * plan.scale, pull.key, pull.value), (query, key, value))
 
 
 class _Pull:

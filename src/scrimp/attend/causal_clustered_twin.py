@@ -15,7 +15,8 @@ from torch import Tensor
 
 from scrimp.attend.checks import length_mask, repeat_heads
 from scrimp.attend.clustered_twin import top_keys
-from scrimp.attend.grouping_ops import compute_dtype, count_by_cluster, sum_by_cluster
+from scrimp.attend.grouping_ops import count_by_cluster, sum_by_cluster
+from scrimp.attend.precision import compute_dtype
 
 _INFINITY = float("inf")
 

@@ -72,7 +72,7 @@ def length_mask(lengths: Tensor, tokens: int) -> Tensor:
 
 
 def repeat_heads(tensor: Tensor, heads: int) -> Tensor:
-    """A view of [batch, key heads, tokens, dim] with ``heads`` heads, each key head serving a run of query heads."""
+    """[batch, key heads, tokens, dim] with ``heads`` heads: each key head's copy for its run of query heads."""
     batch, key_heads, tokens, dim = tensor.shape
     if key_heads == heads:
         return tensor

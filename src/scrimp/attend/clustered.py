@@ -8,11 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from scrimp.attend.autocast import under_autocast
 from scrimp.attend.causal_clustered import causal_clustered_attention
 from scrimp.attend.checks import check_attention, check_causal
 from scrimp.attend.clustered_ops import attend
 from scrimp.attend.grouping import Groups, group_queries
+from scrimp.attend.precision import under_autocast
 from scrimp.primitives.errors import InputError
 
 
@@ -87,8 +87,15 @@ def attend_clusters(
     scale = query.shape[3] ** -0.5 if scale is None else scale
     if causal:
         _check_causal(query, key, groups, query_lengths)
-        plan = {name: grouping[name] for name in ("clusters", "generator")}
-        return causal_clustered_attention(query, key, value, topk=topk, key_lengths=key_lengths, scale=scale, **plan)  # type: ignore[arg-type]
+        return causal_clustered_attention(
+            query,
+            key,
+            value,
+            topk=topk,
+            key_lengths=key_lengths,
+            scale=scale,
+            **grouping,  # type: ignore[arg-type]
+        )
     if groups is None:
         groups = group_queries(query, query_lengths=query_lengths, **grouping)  # type: ignore[arg-type]
     elif query_lengths is not None:

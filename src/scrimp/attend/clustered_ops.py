@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -10,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from scrimp.attend.autocast import without_autocast
 from scrimp.attend.clustered_twin import Saved, backward_twin, forward_twin
-from scrimp.attend.grouping_ops import compute_dtype, group, kernels_for, packed
+from scrimp.attend.grouping_ops import group, kernels_for, packed
+from scrimp.attend.operators import as_inputs, cut, fake_gradients, over_batch
+from scrimp.attend.precision import compute_dtype, without_autocast
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
@@ -122,16 +122,7 @@ def _backward_native(
     sizes = [batch, heads, key.shape[1], queries, keys, dim, value_dim, clusters, topk]
     lengths = as_int64(key_lengths)
     native.clustered_backward(sizes, scale, lengths.data_ptr(), addresses(*inputs, *kept, *grads))
-    query_grad, key_grad, value_grad = (
-        cut(made, like.shape[3]) for made, like in zip(grads, (query, key, value), strict=True)
-    )
-    if key.shape[1] != heads:
-        key_grad, value_grad = (part.unflatten(1, (key.shape[1], -1)).sum(2) for part in (key_grad, value_grad))
-    return query_grad.to(query.dtype), key_grad.to(key.dtype), value_grad.to(value.dtype)
-
-
-def cut(tensor: Tensor, columns: int) -> Tensor:
-    return tensor if tensor.shape[-1] == columns else tensor[..., :columns].contiguous()
+    return as_inputs(grads, (query, key, value))
 
 
 @attend.register_fake
@@ -155,8 +146,7 @@ def _(
 
 @attend_backward.register_fake
 def _(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    query_grad, key_grad, value_grad = (tensor.new_empty(tensor.shape) for tensor in (query, key, value))
-    return query_grad, key_grad, value_grad
+    return fake_gradients(query, key, value)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
@@ -171,26 +161,6 @@ def _gradients(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
 
 
 attend.register_autograd(_gradients, setup_context=_keep)
-
-
-def over_batch(op: Callable[..., Any]) -> Callable[..., Any]:
-    """A vmap rule: the mapped dimension joins the batch, in which every sample is on its own."""
-
-    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, tuple[int, ...]]:
-        size = info.batch_size
-        joined = [
-            _join(value, dim, size) if isinstance(value, Tensor) else value
-            for value, dim in zip(args, in_dims, strict=True)
-        ]
-        outputs = op(*joined)
-        return tuple(part.unflatten(0, (size, -1)) for part in outputs), (0,) * len(outputs)
-
-    return rule
-
-
-def _join(tensor: Tensor, dim: int | None, size: int) -> Tensor:
-    first = tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-    return first.flatten(0, 1)
 
 
 for _op in (group, attend, attend_backward):

@@ -11,8 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from scrimp.attend.checks import repeat_heads
-from scrimp.attend.grouping_ops import compute_dtype, count_by_cluster, sum_by_cluster
+from scrimp.attend.checks import length_mask, repeat_heads
+from scrimp.attend.grouping_ops import count_by_cluster, sum_by_cluster
+from scrimp.attend.operators import as_inputs
+from scrimp.attend.precision import compute_dtype
 
 _QUERIES = 512  # at a time: their copies of the top keys take queries x topk x dim numbers
 
@@ -53,15 +55,12 @@ class _Problem:
     def logits(self, key_lengths: Tensor | None) -> Tensor:
         """[.., clusters, keys], -inf where there is no key."""
         logits = self.scale * (self.centroids @ self.key.mT)
-        return logits if key_lengths is None else logits.masked_fill(beyond(key_lengths, logits), float("-inf"))
+        if key_lengths is None:
+            return logits
+        return logits.masked_fill(~length_mask(key_lengths, logits.shape[-1])[:, None, None, :], float("-inf"))
 
     def chunks(self) -> list[slice]:
         return [slice(start, start + _QUERIES) for start in range(0, self.query.shape[2], _QUERIES)]
-
-
-def beyond(key_lengths: Tensor, like: Tensor) -> Tensor:
-    """[batch, 1, 1, keys], True where there is no key."""
-    return (torch.arange(like.shape[-1], device=like.device) >= key_lengths[:, None])[:, None, None, :]
 
 
 def rows_at(rows: Tensor, top: Tensor) -> Tensor:
@@ -155,9 +154,7 @@ def backward_twin(
     key_grad += scale * (pull.mT @ problem.centroids)
     shared = scale * (pull @ problem.key) / problem.counts
     query_grad = (query_grad + problem.per_query(shared)).masked_fill(~problem.real[..., None], 0.0)
-    heads = key.shape[1]
-    key_grad, value_grad = (part.unflatten(1, (heads, -1)).sum(2) for part in (key_grad, value_grad))
-    return query_grad.to(query.dtype), key_grad.to(key.dtype), value_grad.to(value.dtype)
+    return as_inputs((query_grad, key_grad, value_grad), (query, key, value))
 
 
 def _pull_exact(problem: _Problem, grad: Tensor, saved: Saved) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from scrimp.attend.precision import compute_dtype
 from scrimp.primitives.errors import InputError
 
 Map = Callable[[Tensor], Tensor]
@@ -59,7 +60,7 @@ class SoftmaxMimic(nn.Module):
         self.weight = nn.Parameter(torch.eye(dim).mul(dim**-0.25).repeat(heads, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = torch.promote_types(x.dtype, torch.float32)
+        wide = compute_dtype(x.dtype)
         with torch.autocast(x.device.type, enabled=False):
             projected = x.to(wide) @ self.weight.to(wide).mT
             return torch.cat([projected.exp(), (-projected).exp()], -1).to(x.dtype)
@@ -76,7 +77,7 @@ class PositiveRandomFeatures(nn.Module):
         self.stabilise = stabilise
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = torch.promote_types(x.dtype, torch.float32)
+        wide = compute_dtype(x.dtype)
         features, dim = self.projection.shape
         with torch.autocast(x.device.type, enabled=False):
             scaled = x.to(wide) * dim**-0.25

@@ -82,6 +82,11 @@ def group_queries(
         )
     if query_lengths is not None:
         check_lengths(query_lengths, batch=query.shape[0], name="query_lengths")
-    seed = 0 if generator is None else int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
+    seed = 0 if generator is None else draw_seed(generator)
     assignment, counts = group(query.detach(), query_lengths, clusters, bits, iterations, refine, seed)
     return Groups(assignment, counts)
+
+
+def draw_seed(generator: torch.Generator) -> int:
+    """One draw, from which a whole call's random numbers follow on any device."""
+    return int(torch.randint(2**62, (1,), generator=generator, device=generator.device))

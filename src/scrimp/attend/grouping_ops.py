@@ -10,17 +10,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils.flop_counter import register_flop_formula
 
-from scrimp.attend.autocast import without_autocast
+from scrimp.attend.precision import compute_dtype, without_autocast
 from scrimp.native import load
 from scrimp.primitives.draw import generator_for
 
 MOST_BITS = 64
 _LANES = 16
-
-
-def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Half precision is worked on in float32."""
-    return torch.promote_types(dtype, torch.float32)
 
 
 def kernels_for(tensor: Tensor) -> ModuleType | None:

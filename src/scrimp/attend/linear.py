@@ -16,7 +16,8 @@ from torch import Tensor
 from scrimp.attend.checks import check_attention, check_causal, repeat_heads
 from scrimp.attend.feature_maps import FeatureMap, Map, elu_plus_one, identity, relu
 from scrimp.attend.linear_ops import attend
-from scrimp.attend.linear_twin import ELU_PLUS_ONE, IDENTITY, RELU, accumulator, alive, apply_map
+from scrimp.attend.linear_twin import ELU_PLUS_ONE, IDENTITY, RELU, absent, apply_map
+from scrimp.attend.precision import compute_dtype, under_autocast
 from scrimp.primitives.errors import InputError
 
 _FUSED: dict[Any, int] = {elu_plus_one: ELU_PLUS_ONE, relu: RELU, torch.relu: RELU, identity: IDENTITY}
@@ -35,7 +36,8 @@ def linear_attention(
     """Attention by a kernel that factors: ``phi(q_i) sum_j phi(k_j) v_j^T / (phi(q_i) sum_j phi(k_j) + eps)`` (eq. 5).
 
     With ``causal`` the sums end at j = i (eq. 8). The gradient is that of the formula, ``eps`` included, derived by
-    hand; it cannot be differentiated again. Sums are kept in float32 at least, whatever the type of the tensors.
+    hand; it cannot be differentiated again. Sums are kept in float32 at least, whatever the type of the tensors; under
+    autocast the inputs are cast as for torch's own attention.
 
     On CUDA, causal attention runs on flash-linear-attention where that is installed.
 
@@ -55,6 +57,7 @@ def linear_attention(
     Raises:
         InputError: a shape, type or device that does not fit.
     """
+    query, key, value = under_autocast(query, key, value)
     check_attention(query, key, value, key_lengths=key_lengths)
     if causal:
         check_causal(query, key)
@@ -118,11 +121,11 @@ def _hand_over(
 ) -> Tensor:
     """Numerators by flash-linear-attention, [batch, tokens, heads, dim] and plain autograd; denominators in float32."""
     if key_lengths is not None:
-        missing = ~alive(key_lengths, keys.shape[2])
+        missing = absent(key_lengths, keys.shape[2])
         keys, value = keys.masked_fill(missing, 0), value.masked_fill(missing, 0)
     keys, value = repeat_heads(keys, queries.shape[1]), repeat_heads(value, queries.shape[1])
     swapped = (tensor.transpose(1, 2) for tensor in (queries, keys, value))
     numerators, _ = kernel(*swapped, scale=1.0, normalize=False)
-    wide = accumulator(queries.dtype)
+    wide = compute_dtype(queries.dtype)
     denominators = (queries.to(wide) * keys.to(wide).cumsum(2)).sum(-1, keepdim=True) + eps
     return (numerators.transpose(1, 2) / denominators).to(queries.dtype)

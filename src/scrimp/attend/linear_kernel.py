@@ -5,24 +5,18 @@ float32, bfloat16 and float16 on the CPU run the kernel, in float32; float64 and
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from scrimp.attend import linear_twin as twin
+from scrimp.attend.precision import compute_dtype, without_autocast
 from scrimp.native import load
 
 
 def _runs_native(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and tensor.dtype != torch.float64
-
-
-def _widths_kept(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Autocast off: it would narrow the twin's products, which the sums want wide."""
-    kind = tensor.device.type
-    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 def empty_like(tensor: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
@@ -83,7 +77,7 @@ def forward(
     native = load() if _runs_native(query) else None
     maps = (query_map, key_map)
     if native is None:
-        with _widths_kept(query):
+        with without_autocast(query):
             out, *rest = twin.forward(query, key, value, key_lengths, kv, normaliser, causal, maps, eps)
         return _laid_out(out, query), rest[0], rest[1], rest[2]
     q, k, v = _float_rows(query), _float_rows(key), _float_rows(value)
@@ -99,13 +93,13 @@ def forward(
 def empty_states(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     """Room for S [batch, key heads, dim, value dim] and Z [batch, key heads, dim]."""
     shape = (*key.shape[:2], query.shape[3])
-    wide = twin.accumulator(query.dtype)
+    wide = compute_dtype(query.dtype)
     return query.new_empty((*shape, value.shape[3]), dtype=wide), query.new_empty(shape, dtype=wide)
 
 
 def forward_fake(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     out = empty_like(query, value.shape[3])
-    denominators = query.new_empty(query.shape[:3], dtype=twin.accumulator(query.dtype))
+    denominators = query.new_empty(query.shape[:3], dtype=compute_dtype(query.dtype))
     return out, denominators, *empty_states(query, key, value)
 
 
@@ -130,7 +124,7 @@ def backward(
     maps, inputs = (query_map, key_map), (query, key, value)
     if native is None:
         saved = (*inputs, key_lengths, kv, normaliser, out, denominators)
-        with _widths_kept(query):
+        with without_autocast(query):
             found = twin.backward(grad_out, grad_kv, grad_normaliser, saved, causal, maps, eps)
         laid = [_laid_out(grad, like) for grad, like in zip(found[:3], inputs, strict=True)]
         return laid[0], laid[1], laid[2], found[3], found[4]
@@ -172,7 +166,7 @@ def step(
 ) -> Tensor:
     native = load() if _runs_native(query) and kv.is_contiguous() and normaliser.is_contiguous() else None
     if native is None or kv.dtype != torch.float32:
-        with _widths_kept(query):
+        with without_autocast(query):
             return twin.step(query, key, value, kv, normaliser, (query_map, key_map), eps)
     q, k, v = _float_rows(query), _float_rows(key), _float_rows(value)
     out = q.new_empty((*q.shape[:3], v.shape[3]))

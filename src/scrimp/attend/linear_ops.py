@@ -14,6 +14,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from scrimp.attend import linear_kernel as kernel
 from scrimp.attend.linear_twin import CHUNK
+from scrimp.attend.operators import over_batch
 
 _LIBRARY = torch.library.Library("scrimp", "FRAGMENT")
 _INPUTS = "Tensor query, Tensor key, Tensor value, Tensor? key_lengths, Tensor? kv, Tensor? normaliser"
@@ -105,28 +106,6 @@ def _both(grad_kv: Tensor | None, grad_normaliser: Tensor | None, saved: Any) ->
 torch.library.register_autograd("scrimp::linear_attention", _differentiate, setup_context=_remember, lib=_LIBRARY)
 
 
-def _fold(size: int, dims: tuple[int | None, ...], arguments: tuple[Any, ...]) -> list[Any]:
-    """Tensors with the mapped dimension made part of the batch; whatever has none is repeated for each."""
-    folded = []
-    for argument, dim in zip(arguments, dims, strict=True):
-        if isinstance(argument, Tensor):
-            mapped = argument.expand(size, *argument.shape) if dim is None else argument.movedim(dim, 0)
-            argument = mapped.reshape(size * mapped.shape[1], *mapped.shape[2:])
-        folded.append(argument)
-    return folded
-
-
-def _mapped(operator: Any) -> Any:
-    """The operator's rule under vmap: one call on a larger batch."""
-
-    def rule(info: Any, dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
-        size = info.batch_size
-        results = operator(*_fold(size, dims, arguments))
-        return tuple(each.unflatten(0, (size, -1)) for each in results), (0,) * len(results)
-
-    return rule
-
-
 class _Transformed(torch.autograd.Function):
     """The operator for torch.func, whose transforms refuse the autograd formulas of registered operators."""
 
@@ -144,7 +123,7 @@ class _Transformed(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, dims: tuple[int | None, ...], *inputs: Any) -> Any:
-        return _mapped(_Transformed.apply)(info, dims, *inputs)
+        return over_batch(_Transformed.apply)(info, dims, *inputs)
 
 
 class _Direct(torch.autograd.Function):
@@ -193,8 +172,8 @@ def step(*inputs: Any) -> Tensor:
     return step_op(*inputs)
 
 
-torch.library.register_vmap("scrimp::linear_attention", _mapped(attention_op), lib=_LIBRARY)
-torch.library.register_vmap("scrimp::linear_attention_backward", _mapped(backward_op), lib=_LIBRARY)
+torch.library.register_vmap("scrimp::linear_attention", over_batch(attention_op), lib=_LIBRARY)
+torch.library.register_vmap("scrimp::linear_attention_backward", over_batch(backward_op), lib=_LIBRARY)
 
 
 def _work(query: Any, key: Any, value: Any) -> tuple[int, int, int, int, int]:

@@ -11,18 +11,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from scrimp.attend.checks import length_mask
+from scrimp.attend.feature_maps import elu_plus_one
+from scrimp.attend.precision import compute_dtype
+
 CHUNK = 64
 IDENTITY, ELU_PLUS_ONE, RELU = 0, 1, 2
 
 
-def accumulator(dtype: torch.dtype) -> torch.dtype:
-    """The type sums are kept in: float32 or wider."""
-    return torch.promote_types(dtype, torch.float32)
-
-
 def apply_map(x: Tensor, code: int) -> Tensor:
     if code == ELU_PLUS_ONE:
-        return torch.where(x > 0, x + 1, x.clamp_max(0).exp())
+        return elu_plus_one(x)
     return x.relu() if code == RELU else x
 
 
@@ -63,11 +62,11 @@ class _Tiles:
 def _tiles(
     query: Tensor, key: Tensor, value: Tensor, key_lengths: Tensor | None, maps: tuple[int, int], causal: bool
 ) -> _Tiles:
-    wide, key_heads = accumulator(query.dtype), key.shape[1]
+    wide, key_heads = compute_dtype(query.dtype), key.shape[1]
     queries, keys = apply_map(query.to(wide), maps[0]), apply_map(key.to(wide), maps[1])
     values = torch.nn.functional.pad(value.to(wide), (0, 1), value=1.0)
     if key_lengths is not None:
-        missing = ~alive(key_lengths, key.shape[2])
+        missing = absent(key_lengths, key.shape[2])
         keys, values = keys.masked_fill(missing, 0), values.masked_fill(missing, 0)
     sizes = [CHUNK if causal else max(1, tensor.shape[2]) for tensor in (query, key)]
     return _Tiles(
@@ -78,9 +77,9 @@ def _tiles(
     )
 
 
-def alive(key_lengths: Tensor, tokens: int) -> Tensor:
-    """[batch, 1, tokens, 1], True where there is a key."""
-    return (torch.arange(tokens, device=key_lengths.device) < key_lengths[:, None])[:, None, :, None]
+def absent(key_lengths: Tensor, tokens: int) -> Tensor:
+    """[batch, 1, tokens, 1], True where there is no key."""
+    return ~length_mask(key_lengths, tokens)[:, None, :, None]
 
 
 def _packed(kv: Tensor | None, normaliser: Tensor | None, like: Tensor) -> Tensor:
@@ -154,7 +153,7 @@ def backward(
     grad_key = _Tiles.join(grad_keys * slope(tiles.keys, maps[1]), key)
     grad_value = _Tiles.join(grad_values[..., :-1], value)
     if key_lengths is not None:
-        missing = ~alive(key_lengths, key.shape[2])
+        missing = absent(key_lengths, key.shape[2])
         grad_key, grad_value = grad_key.masked_fill(missing, 0), grad_value.masked_fill(missing, 0)
     before = first[:, :, 0, 0]
     types = (query.dtype, key.dtype, value.dtype)

@@ -21,6 +21,7 @@ from scrimp.attend.feature_maps import FeatureMap, elu_plus_one
 from scrimp.attend.linear import map_features
 from scrimp.attend.linear_kernel import empty_states
 from scrimp.attend.linear_ops import attend, step
+from scrimp.attend.precision import compute_dtype, under_autocast
 from scrimp.primitives.errors import InputError
 from scrimp.primitives.files import write_atomic
 from scrimp.primitives.weights import pack_weights
@@ -67,6 +68,7 @@ def linear_attention_step(
     Raises:
         InputError: a shape, type or device that does not fit, the state's included.
     """
+    query, key, value = under_autocast(query, key, value)
     query, key, maps = _checked(state, query, key, value, feature_map)
     before = (None, None) if state is None else (state.kv, state.normaliser)
     if query.shape[2] == 1 and not (torch.is_grad_enabled() and _wants_gradient(query, key, value, *before)):
@@ -101,6 +103,7 @@ def linear_attention_step_(
             "some that require it",
             "call it under torch.no_grad, or use linear_attention_step",
         )
+    query, key, value = under_autocast(query, key, value)
     query, key, maps = _checked(state, query, key, value, feature_map)
     if query.shape[2] == 1:
         return step(query, key, value, state.kv, state.normaliser, *maps, eps)
@@ -118,7 +121,7 @@ def empty_state(key: Tensor, value: Tensor, *, features: int | None = None) -> L
         value: [batch, key heads, tokens, value dim].
         features: what the feature map makes of dim, where it changes it.
     """
-    wide = torch.promote_types(key.dtype, torch.float32)
+    wide = compute_dtype(key.dtype)
     shape = (*key.shape[:2], key.shape[3] if features is None else features)
     return LinearState(key.new_zeros((*shape, value.shape[3]), dtype=wide), key.new_zeros(shape, dtype=wide))
 
@@ -154,7 +157,7 @@ def load_state(path: str | os.PathLike[str]) -> LinearState | list[LinearState]:
                 LinearState(file.get_tensor(f"{index}.kv"), file.get_tensor(f"{index}.normaliser"))
                 for index in range(kept["layers"])
             ]
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+    except (SafetensorError, OSError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise InputError("a whole file of linear attention states", f"{os.fspath(path)}: {error}", remedy) from error
     return layers[0] if kept["single"] else layers
 
@@ -168,7 +171,7 @@ def _checked(
     query, key, maps = map_features(query, key, feature_map)
     if state is None:
         return query, key, maps
-    shape, wide = (*key.shape[:2], key.shape[3]), torch.promote_types(query.dtype, torch.float32)
+    shape, wide = (*key.shape[:2], key.shape[3]), compute_dtype(query.dtype)
     expected = ((*shape, value.shape[3]), shape)
     for name, tensor, size in zip(("kv", "normaliser"), (state.kv, state.normaliser), expected, strict=True):
         if tuple(tensor.shape) != size or tensor.dtype != wide or tensor.device != query.device:

@@ -9,9 +9,9 @@ import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
+from scrimp.attend.precision import under_autocast
 from scrimp.attend.reroute_masks import Meaning, read_mask
 from scrimp.primitives.errors import InputError
 
@@ -131,7 +131,8 @@ def run(target: Target, asked: Asked) -> Tensor:
     Raises:
         Refusal: it cannot honour the call.
     """
-    asked = _as_autocast_would(asked)
+    query, key, value = under_autocast(*asked[:3])  # as torch's own attention would have it
+    asked = asked._replace(query=query, key=key, value=value)
     if any(tensor.is_nested for tensor in asked[:3]):
         raise Refusal("nested tensors", "pass padded tensors and a mask")
     shape = asked.query.shape
@@ -158,19 +159,6 @@ def _four_axes(asked: Asked) -> Asked:
     batch = max(query.shape[0], key.shape[0])
     query, key, value = (
         tensor.expand(batch, -1, -1, -1) if tensor.shape[0] == 1 else tensor for tensor in (query, key, value)
-    )
-    return asked._replace(query=query, key=key, value=value)
-
-
-def _as_autocast_would(asked: Asked) -> Asked:
-    """Autocast casts what reaches torch's attention; what replaces it is to see the same."""
-    kind = asked.query.device.type
-    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
-        return asked
-    wanted = torch.get_autocast_dtype(kind)
-    query, key, value = (
-        tensor if tensor.dtype == torch.float64 else tensor.to(wanted)
-        for tensor in (asked.query, asked.key, asked.value)
     )
     return asked._replace(query=query, key=key, value=value)
 

@@ -46,8 +46,8 @@ class Layers:
 
         def leave(*_: Any) -> None:
             stack = self._stack()
-            while stack and stack.pop() != name:
-                pass  # a module that raised before its own hooks could be left
+            if name in stack:  # with those inside it that raised before their own hooks ran
+                del stack[len(stack) - 1 - stack[::-1].index(name) :]
 
         # Ours first on the way in and called in any case on the way out.
         return (

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from scrimp.attend.checks import check_attention, check_causal, length_mask, repeat_heads
+from scrimp.attend.precision import under_autocast
 
 
 def softmax_attention(
@@ -34,6 +35,7 @@ def softmax_attention(
     Raises:
         InputError: a shape, type or device that does not fit.
     """
+    query, key, value = under_autocast(query, key, value)
     check_attention(query, key, value, key_lengths=key_lengths)
     if causal:
         check_causal(query, key)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +16,8 @@ from scrimp.jobs.config import CompareConfig
 from scrimp.jobs.device import pick_device
 from scrimp.jobs.folder import choose_folder, plain, record_config
 from scrimp.jobs.progress import console as errors
-from scrimp.meter import Cost, Reading, measure, paired
-from scrimp.meter.clock import Timing
+from scrimp.jobs.timing import timed_cost
+from scrimp.meter import paired
 from scrimp.receipts import Receipt, load_receipt, save_receipt
 from scrimp.report import units
 
@@ -119,7 +119,10 @@ def _measured(
     sides = row.sides(seed=config.seed, device=device)
     with _threads(sides.threads):
         times = paired(sides.method, sides.baseline, sides.repeats)
-        costs = [_cost(call, timing) for call, timing in ((sides.method, times.a), (sides.baseline, times.b))]
+        costs = [
+            timed_cost(call, timing, passes=_REPEATS)
+            for call, timing in ((sides.method, times.a), (sides.baseline, times.b))
+        ]
         notes = {
             "reference": row.reference,
             "findings": [item.to_dict() for item in findings],
@@ -141,16 +144,6 @@ def _measured(
             for side, way in enumerate((row.method, row.baseline))
         )
     return method, baseline
-
-
-def _cost(call: Callable[[], Any], timing: Timing) -> Cost:
-    """The cost of one call, its times from the alternating pairs."""
-    pairs = f"median of {timing.seconds.count} calls, in turn with the other side"
-    return replace(
-        measure(call, warmup=0, repeats=_REPEATS),
-        seconds=Reading(timing.seconds.median, f"wall, {pairs}"),
-        cpu_seconds=Reading(timing.cpu_seconds.median, f"process CPU, all threads, {pairs}"),
-    )
 
 
 @contextmanager

@@ -47,10 +47,10 @@ class ModelConfig:
     """Side of the images in pixels; by default that of the images, or 224."""
     batch_size: int = 64
     """Images a step, over all processes together."""
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    """SGD with Nesterov momentum 0.9, or AdamW."""
+    optimizer: Literal["sgd", "adamw", "radam"] = "sgd"
+    """SGD with Nesterov momentum 0.9, AdamW, or RAdam."""
     lr: float | None = None
-    """Peak learning rate; by default 0.05 (sgd) or 0.001 (adamw). Warm-up and cosine decay follow the budget."""
+    """Peak learning rate; by default 0.05 (sgd) or 0.001. Warm-up and cosine decay follow the budget."""
     weight_decay: float = 5e-4
     """Weight decay."""
     warmup: float = 0.05

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from scrimp.jobs.config import ModelConfig
+from scrimp.jobs.device import pick_device
 from scrimp.primitives.errors import InputError, require
 
 if TYPE_CHECKING:
@@ -30,10 +31,10 @@ def start(config: ModelConfig, device: str) -> Accelerator:
     from accelerate import Accelerator
 
     _check_trackers(config.trackers)
-    _check_device(device)
+    picked = pick_device(device)
     precision = _precision(config.precision, device)
     accelerator = Accelerator(
-        cpu=device == "cpu" or (device == "auto" and not _has_accelerator()),
+        cpu=picked == "cpu",
         mixed_precision=precision,
     )
     check_world(accelerator.num_processes, os.environ)
@@ -74,6 +75,14 @@ def shared(accelerator: Accelerator, decide: Callable[[], T]) -> T:
         raise answer[1]
     decided: T = answer[0]
     return decided
+
+
+def total(accelerator: Accelerator, value: float) -> float:
+    """The sum over all processes."""
+    if accelerator.num_processes == 1:
+        return value
+    summed: Any = accelerator.reduce(torch.tensor(value, device=accelerator.device), reduction="sum")
+    return float(summed)
 
 
 @contextmanager
@@ -144,20 +153,6 @@ def _blocks(model: nn.Module) -> list[nn.Module]:
     lists = (nn.Sequential, nn.ModuleList)
     children = [child for layer in model.modules() if isinstance(layer, lists) for child in layer]
     return [child for child in children if not isinstance(child, lists) and sum(1 for _ in child.parameters()) > 2]
-
-
-def _has_accelerator() -> bool:
-    return torch.cuda.is_available() or torch.backends.mps.is_available()
-
-
-def _check_device(device: str) -> None:
-    there = {"auto": True, "cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there.get(device, False):
-        raise InputError(
-            f"one of the devices here: {', '.join(name for name, found in there.items() if found)}",
-            device,
-            "pass --device cpu",
-        )
 
 
 def _precision(asked: str, device: str) -> str:

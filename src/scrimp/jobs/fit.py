@@ -212,11 +212,9 @@ class Fitting:
         rate = schedule(self.spent.flops / self.budget, self.config)
         for group in self.raw_optimizer.param_groups:
             group["lr"] = rate
-        with self.accelerator.autocast():
-            logits = self.model(images)
-        losses = functional.cross_entropy(logits.float(), labels, reduction="none")
-        loss = self._weigh(losses, logits, labels, weights)
-        self.accelerator.backward(loss)
+        losses, outputs = self._losses(images, labels)
+        self.accelerator.backward(self._weigh(losses, outputs, labels, weights))
+        self._clip()
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.ema is not None:
@@ -225,6 +223,15 @@ class Fitting:
         self.spent.images += self.config.batch_size
         self.spent.flops += self._step_flops(self._pool())
         self.sampler.progress = self.spent.flops / self.budget
+
+    def _losses(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss of each image, [batch], and the outputs it is of."""
+        with self.accelerator.autocast():
+            logits = self.model(images)
+        return functional.cross_entropy(logits.float(), labels, reduction="none"), logits
+
+    def _clip(self) -> None:
+        """Bound the gradients, where the job does."""
 
     def _weigh(self, losses: Tensor, logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
         scores = self.sampling.scores(losses, logits, labels)

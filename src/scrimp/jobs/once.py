@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from scrimp.jobs.checkpoint import gather_training_state
-from scrimp.jobs.engine import tracked
+from scrimp.jobs.engine import total, tracked
 from scrimp.jobs.fit import Fitting, Spent
 from scrimp.jobs.folder import CHECKPOINT, RECEIPT, WEIGHTS, plain
 from scrimp.jobs.sampling import SAMPLINGS
@@ -60,7 +60,8 @@ def run_task(setup: Setup, task: Task, report: Callable[[Spent], None], *, resum
             fitting.resume()
         with tracked(setup.accelerator, setup.config.trackers, task.folder, plain(setup.config)):
             fitting.run(report)
-        size = _save_weights(setup, fitting, task.folder / WEIGHTS)
+        names = {"model": setup.config.model, "classes": "\n".join(setup.data.classes), "format": "pt"}
+        size = save_weights(fitting, task.folder / WEIGHTS, names)
     cost = _cost(setup, fitting.spent, peak.reading, energy.reading, size)
     receipt = _receipt(setup, task, fitting.spent, cost)
     if setup.accelerator.is_main_process:
@@ -85,28 +86,23 @@ def _fitting(setup: Setup, task: Task) -> Fitting:
     )
 
 
-def _save_weights(setup: Setup, fitting: Fitting, path: Path) -> int:
-    """Write the weights as safetensors; returns the bytes of the file."""
+def save_weights(fitting: Fitting, path: Path, names: dict[str, str]) -> int:
+    """Write the weights (the average's, where there is one) as safetensors; returns the bytes of the file."""
     if fitting.ema is not None:
         state = {key: value.cpu() for key, value in fitting.ema.module.state_dict().items()}
     else:
         state, _ = gather_training_state(fitting.model, fitting.raw_optimizer)
-    names = {"model": setup.config.model, "classes": "\n".join(setup.data.classes), "format": "pt"}
     content = pack_weights(state, names)
-    if setup.accelerator.is_main_process:
+    if fitting.accelerator.is_main_process:
         write_atomic(path, content)
     return len(content)
 
 
 def _cost(setup: Setup, spent: Spent, peak: Reading, energy: Reading, stored: int) -> Cost:
-    totals = torch.tensor([spent.cpu_seconds], dtype=torch.float64)
-    if setup.accelerator.num_processes > 1:
-        totals = totals.float().to(setup.accelerator.device)
-        torch.distributed.all_reduce(totals)
     how = "training and scoring, evaluation left out"
     return Cost(
         seconds=Reading(spent.seconds, f"wall clock: {how}"),
-        cpu_seconds=Reading(float(totals[0]), f"process CPU time, all processes: {how}"),
+        cpu_seconds=Reading(total(setup.accelerator, spent.cpu_seconds), f"process CPU time, all processes: {how}"),
         flops=Reading(spent.flops, "counted once for a step of each kind, times the steps", setup.cost.missed),
         peak_bytes=peak,
         joules=energy,

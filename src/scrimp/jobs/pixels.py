@@ -10,11 +10,11 @@ import torch
 
 from scrimp.data import ImageData, load_images
 from scrimp.jobs.budget import StepCost, checked_budget, flops_in, seconds_a_step
-from scrimp.jobs.checkpoint import gather_training_state
 from scrimp.jobs.config import ModelConfig
-from scrimp.jobs.engine import finish, shared, start, tracked
+from scrimp.jobs.engine import finish, shared, start, total, tracked
 from scrimp.jobs.fit import Spent
 from scrimp.jobs.folder import CHECKPOINT, RECEIPT, WEIGHTS, choose_folder, plain, record_config
+from scrimp.jobs.once import save_weights
 from scrimp.jobs.pixels_config import PixelsTrainConfig
 from scrimp.jobs.pixels_fit import MEASURED_AT_ONCE, PixelFitting
 from scrimp.jobs.pixels_generate import SAMPLES, new_images, save_grid
@@ -24,8 +24,6 @@ from scrimp.jobs.progress import add_bar, console, progress_bar
 from scrimp.jobs.setup import default_name
 from scrimp.meter import Cost, EnergyWindow, Reading, ResidentPeak, count_flops
 from scrimp.primitives.errors import InputError
-from scrimp.primitives.files import write_atomic
-from scrimp.primitives.weights import pack_weights
 from scrimp.receipts import Receipt, load_receipt, save_receipt
 
 if TYPE_CHECKING:
@@ -163,7 +161,7 @@ class _Run:
         with progress_bar(shown=main and not self.config.json) as progress:
             with ResidentPeak() as peak, EnergyWindow() as energy:
                 fitting = self._fit(model, progress)
-            stored = self._save(fitting)
+            stored = save_weights(fitting, self.folder / WEIGHTS, {"model": "pixel transformer", "format": "pt"})
             cost = self._cost(fitting.spent, peak.reading, energy.reading, stored)
             receipt = self._receipt(fitting.spent, cost)
             if main:
@@ -195,17 +193,6 @@ class _Run:
             fitting.run(report)
         return fitting
 
-    def _save(self, fitting: PixelFitting) -> int:
-        """Write the weights as safetensors; returns the bytes of the file."""
-        if fitting.ema is not None:
-            state = {key: value.cpu() for key, value in fitting.ema.module.state_dict().items()}
-        else:
-            state, _ = gather_training_state(fitting.model, fitting.raw_optimizer)
-        content = pack_weights(state, {"model": "pixel transformer", "format": "pt"})
-        if self.accelerator.is_main_process:
-            write_atomic(self.folder / WEIGHTS, content)
-        return len(content)
-
     def _show(self, fitting: PixelFitting, progress: Progress) -> None:
         """Write some images of the trained model."""
         if not self.config.samples:
@@ -218,14 +205,10 @@ class _Run:
             console.print(f"samples: {self.folder / SAMPLES}", soft_wrap=True)
 
     def _cost(self, spent: Spent, peak: Reading, energy: Reading, stored: int) -> Cost:
-        cpu = torch.tensor(spent.cpu_seconds, dtype=torch.float32, device=self.accelerator.device)
         how = "training, measuring left out"
         return Cost(
             seconds=Reading(spent.seconds, f"wall clock: {how}"),
-            cpu_seconds=Reading(
-                float(cast(torch.Tensor, self.accelerator.reduce(cpu, reduction="sum"))),
-                f"process CPU time, all processes: {how}",
-            ),
+            cpu_seconds=Reading(total(self.accelerator, spent.cpu_seconds), f"process CPU time, all processes: {how}"),
             flops=Reading(spent.flops, "counted once for a step, times the steps", self.cost.missed),
             peak_bytes=peak,
             joules=energy,

@@ -67,34 +67,17 @@ class PixelFitting(Fitting):
             checkpoint=checkpoint,
         )
         self.settings, self.output = config, model.output
-        if config.optimizer == "radam":
-            groups = self.raw_optimizer.param_groups
-            self.raw_optimizer = torch.optim.RAdam(
-                [{"params": group["params"], "weight_decay": group["weight_decay"]} for group in groups],
-                lr=config.lr,
-                decoupled_weight_decay=True,
-            )
-            self.optimizer = accelerator.prepare_optimizer(self.raw_optimizer)
 
     def _prepare(self, images: Tensor, labels: Tensor, number: int) -> tuple[Tensor, Tensor]:
         return images.to(self.accelerator.device), labels.to(self.accelerator.device)
 
-    def _step(self, images: Tensor, labels: Tensor, weights: Tensor | None) -> None:
-        self.model.train()
-        rate = schedule(self.spent.flops / self.budget, self.config)
-        for group in self.raw_optimizer.param_groups:
-            group["lr"] = rate
-        losses = self._nats(self.model, images)
-        self.accelerator.backward(self.sampler.weigh(losses, losses))
+    def _losses(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        nats = self._nats(self.model, images)
+        return nats, nats
+
+    def _clip(self) -> None:
         self.accelerator.unscale_gradients(self.optimizer)
         nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        if self.ema is not None:
-            self.ema.update_parameters(self.plain)
-        self.spent.steps += 1
-        self.spent.images += self.config.batch_size
-        self.spent.flops += self._step_flops()
 
     def _nats(self, model: nn.Module, images: Tensor) -> Tensor:
         """Mean over the pixels of ``-ln p``, [batch]."""

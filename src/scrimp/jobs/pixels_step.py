@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from scrimp.attend import LinearState, elu_plus_one, linear_attention_step_
+from scrimp.attend import LinearState, linear_attention_step, linear_attention_step_
 from scrimp.jobs.pixels_model import START, Block, Kept, PixelTransformer
 from scrimp.jobs.pixels_product import Products
 
@@ -39,12 +39,9 @@ class Decoder(ABC):
         """What to feed before the first pixel: int64 [batch]."""
         return torch.full((self.batch,), START, device=self.model.head.weight.device)
 
+    @abstractmethod
     def prefill_(self, known: Tensor) -> None:
         """Take in the first pixels of each image, [batch, n], all at once; feed the last of them to `step_` next."""
-        kept: Kept = []
-        self.model.features(known[:, :-1], kept)
-        self._keep_(kept)
-        self.place = known.shape[1]
 
     @abstractmethod
     def step_(self, pixels: Tensor) -> Tensor:
@@ -52,10 +49,6 @@ class Decoder(ABC):
 
         The outputs are overwritten by the next call.
         """
-
-    @abstractmethod
-    def _keep_(self, kept: Kept) -> None:
-        """Take the keys and values of a prefix."""
 
 
 class SteppingDecoder(Decoder):
@@ -86,6 +79,12 @@ class SteppingDecoder(Decoder):
             for block in blocks
         ]
 
+    def prefill_(self, known: Tensor) -> None:
+        kept: Kept = []
+        self.model.features(known[:, :-1], kept)
+        self._keep_(kept)
+        self.place = known.shape[1]
+
     def step_(self, pixels: Tensor) -> Tensor:
         width, eps, hidden = (self.width,), self._eps, self._hidden
         x = functional.embedding(pixels, self._values).add_(self._places[self.place])
@@ -97,6 +96,10 @@ class SteppingDecoder(Decoder):
         self.place += 1
         self._head(torch.layer_norm(x, width, None, None, eps))
         return self._outputs
+
+    @abstractmethod
+    def _keep_(self, kept: Kept) -> None:
+        """Take the keys and values of a prefix."""
 
     @abstractmethod
     def _attends(self) -> list[Callable[[], Tensor]]:
@@ -125,9 +128,9 @@ class LinearDecoder(SteppingDecoder):
 
     def _keep_(self, kept: Kept) -> None:
         for state, (key, value) in zip(self.states, kept, strict=True):
-            key = elu_plus_one(key)
-            state.kv.copy_(key.transpose(2, 3) @ value)
-            state.normaliser.copy_(key.sum(2))
+            after, _ = linear_attention_step(None, key, key, value)  # only the state is asked for: any queries do
+            state.kv.copy_(after.kv)
+            state.normaliser.copy_(after.normaliser)
 
 
 def fused_step(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -191,9 +194,6 @@ class RecomputingDecoder(Decoder):
         features = self.model.features(self.known[:, : self.place])[:, -1]
         self.place += 1
         return self.model.head(self.model.norm(features))
-
-    def _keep_(self, kept: Kept) -> None:
-        raise NotImplementedError("nothing is kept")
 
 
 def make_decoder(model: PixelTransformer, batch: int, *, cache: str = "auto", weights: str = "float") -> Decoder:

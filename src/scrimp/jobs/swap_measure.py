@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 from torch import Tensor
@@ -16,8 +16,9 @@ from scrimp.jobs.swap_config import SwapConfig
 from scrimp.jobs.swap_scores import Scores
 from scrimp.jobs.swap_settings import Setting
 from scrimp.jobs.swap_subject import Batch, Subject
-from scrimp.meter import Cost, Reading, counting, measure, paired
-from scrimp.meter.clock import Paired, Timing, timed
+from scrimp.jobs.timing import timed_cost
+from scrimp.meter import Cost, Reading, counting, paired
+from scrimp.meter.clock import Paired
 from scrimp.primitives.errors import InputError
 
 _KEPT_BYTES = 5e8  # of the original's outputs; beyond that they are computed again for each setting
@@ -87,7 +88,8 @@ class Bench:
         return scores
 
     def cost_of_original(self) -> Cost:
-        return _cost(self._run_original, timed(self._run_original, repeats=self.repeats))
+        """Timed in turn with itself, as every setting is with it."""
+        return timed_cost(self._run_original, paired(self._run_original, self._run_original, self.repeats).a, passes=1)
 
     def cost(self, setting: Setting) -> tuple[Cost, Paired]:
         """The setting's cost of a pass, its times taken in turn with the original's, and the ratios of those."""
@@ -96,7 +98,7 @@ class Bench:
             return self.subject.swapped(self._first, setting, self.seed)
 
         times = paired(run, self._run_original, self.repeats)
-        return _cost(run, times.a), times
+        return timed_cost(run, times.a, passes=1), times
 
     def attention_flops(self, setting: Setting) -> Reading:
         """FLOPs of the swapped layers' attention alone, in a pass over the first batch."""
@@ -144,9 +146,3 @@ class Bench:
 def ratios(times: Paired) -> dict[str, Any]:
     """Setting over original, pair by pair, as receipts keep them."""
     return {"cpu_seconds": asdict(times.cpu_ratio), "seconds": asdict(times.ratio)}
-
-
-def _cost(call: Callable[[], Any], timing: Timing) -> Cost:
-    """The cost of one pass; times from ``timing``, the rest from passes of their own."""
-    seconds, cpu_seconds = timing.readings()
-    return replace(measure(call, warmup=0, repeats=1), seconds=seconds, cpu_seconds=cpu_seconds)

@@ -9,11 +9,21 @@ from typing import Any
 
 from torch import Tensor
 
-import scrimp.attend as family
+from scrimp.attend import (
+    clustered_attention,
+    improved_clustered_attention,
+    linear_attention,
+    softmax_attention,
+)
 from scrimp.jobs.swap_config import SwapConfig
 from scrimp.primitives.draw import generator_for
-from scrimp.primitives.errors import InputError
 
+ATTENTIONS: dict[str, Callable[..., Tensor]] = {
+    "improved-clustered": improved_clustered_attention,
+    "clustered": clustered_attention,
+    "linear": linear_attention,
+    "softmax": softmax_attention,
+}
 ORIGINAL = "original"
 """The way of the model as it came."""
 
@@ -37,20 +47,12 @@ class Setting:
         return self.way.replace(" ", "-").replace("=", "") + ".json"
 
     def function(self, seed: int) -> Callable[..., Tensor]:
-        """The function, its random draws begun anew: every pass of one seed is the same.
-
-        Raises:
-            InputError: this installation has no such attention.
-        """
-        name = f"{self.attention.replace('-', '_')}_attention"
-        member = getattr(family, name, None)
-        if member is None:
-            raise InputError("an attention of scrimp.attend", self.attention, "choose another --attention")
+        """The function, its random draws begun anew: every pass of one seed is the same."""
         options: dict[str, Any] = {"clusters": self.clusters, "topk": self.topk}
         options = {key: value for key, value in options.items() if value is not None}
         if self.clusters is not None:
             options["generator"] = generator_for(seed)
-        return functools.partial(member, **options)
+        return functools.partial(ATTENTIONS[self.attention], **options)
 
 
 def settings_of(config: SwapConfig) -> list[Setting]:

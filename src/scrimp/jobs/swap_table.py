@@ -86,7 +86,8 @@ def swap_section(receipts: Sequence[Receipt], tolerance: float) -> Section:
     named = [[f"{receipt.name}: {row[0]}", *row[1:]] for receipt, row in zip(receipts, rows, strict=True)]
     text = "".join(f"<p>{escape(sentence)}</p>" for sentence in sentences(receipts, tolerance))
     table = facts_table("Each setting beside the original", headings, named)
-    return Section("Which setting to take", text + table, f"Tolerated loss of agreement: {units.percent(tolerance)}.")
+    about = f"Tolerated loss of agreement: {units.percent(tolerance)}."
+    return Section("Which setting to take", text + table, about, first=True)
 
 
 def _grid(receipts: Sequence[Receipt]) -> tuple[list[str], list[list[str]]]:
@@ -94,15 +95,11 @@ def _grid(receipts: Sequence[Receipt]) -> tuple[list[str], list[list[str]]]:
     headings = ["attention", *(name.replace("_", " ") for name in qualities), *(title for title, _ in _COSTS)]
     rows = []
     for receipt in receipts:
-        row = [receipt.way, *(_quality(name, receipt.quality.get(name)) for name in qualities)]
+        row = [receipt.way, *(units.quality(name, receipt.quality.get(name)) for name in qualities)]
         row += [_cost_cell(receipt, field, receipts) for _, field in _COSTS]
         row.append(_attention_cell(receipt))
         rows.append(row)
     return [*headings, "attention FLOPs"], rows
-
-
-def _quality(name: str, value: float | None) -> str:
-    return units.percent(value) if name in ("accuracy", "agreement") else units.number(value)
 
 
 def _cost_cell(receipt: Receipt, field: str, receipts: Sequence[Receipt]) -> str:

@@ -41,7 +41,7 @@ def write_report(
     """Write the report of all receipts, one part a study, and return its path.
 
     The file is written whole or not at all, loads nothing from the network, and is the same for the same receipts.
-    ``sections`` are put after the studies.
+    ``sections`` are put after the studies, those marked ``first`` before them.
 
     Raises:
         InputError: there are no receipts.
@@ -75,12 +75,15 @@ def _page(receipts: Sequence[Receipt], sections: Sequence[Section]) -> str:
     layout = _Layout(looks(receipts), 3 if several else 2)
     title = f"{len(every)} studies" if several else next(iter(every))
     parts = [_header(receipts, title)]
+    layout.level, below = 2, layout.level
+    parts += [_section(section, layout) for section in sections if section.first]
+    layout.level = below
     for name, study in every.items():
         runs = [run for found in study.values() for run in found]
         heading = f'<h2 class="study">{escape(name)}</h2>' if several else ""
         parts.append(f'<article aria-label="{escape(name)}">{heading}\n{_study(runs, layout)}</article>')
     layout.level = 2
-    parts += [_section(section, layout) for section in sections]
+    parts += [_section(section, layout) for section in sections if not section.first]
     parts.append(_provenance(everyone(receipts), layout))
     return _document(f"{title}: scrimp report", "\n".join(parts), with_plotly=layout.figures > 0)
 

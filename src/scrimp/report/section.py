@@ -19,11 +19,13 @@ class Section:
         title, text: plain text, escaped on the page; ``text`` is the explanation under the title.
         content: a plotly figure, or HTML that is put in as it is (escape what people wrote with `html.escape`;
             pictures come from `picture`). The page's policy lets it load nothing, from disk or network.
+        first: stand before the studies, not after them.
     """
 
     title: str
     content: Figure | str
     text: str = ""
+    first: bool = False
 
 
 def picture(png: bytes, alt: str, *, caption: str = "") -> str:

@@ -28,10 +28,14 @@ def sentence(item: Verdict, row: WayRow, base: WayRow) -> str:
     if not (units.is_known(ours) and units.is_known(theirs)):
         return f"{item.way}: {quality_title(item.quality)} {item.outcome}."
     reached = (
-        f"{item.way} reached a {quality_title(item.quality)} of {units.quality(item.quality, ours)} "
+        f"{item.way} reached {_with_article(quality_title(item.quality))} of {units.quality(item.quality, ours)} "
         f"against {units.quality(item.quality, theirs)} for {base.way}{_at_cost(row, base)}"
     )
     return f"{reached}: {_conclusion(item)}."
+
+
+def _with_article(title: str) -> str:
+    return f"{'an' if title[:1] in 'aeiou' else 'a'} {title}"
 
 
 def quality_title(name: str) -> str:
