@@ -29,12 +29,8 @@ from scrimp.meter.clock import Spread, lap
 from scrimp.primitives.draw import generator_for
 from scrimp.receipts import Receipt
 
-SOFTMAX, CHUNKED, PYPI, NATIVE = (
-    "softmax (SDPA)",
-    "chunked torch",
-    "old library, PyPI build",
-    "old library, -march=native",
-)
+SOFTMAX, CHUNKED, CAUSAL_CLUSTERED = "softmax (SDPA)", "chunked torch", "improved clustered, causal"
+PYPI, NATIVE = "old library, PyPI build", "old library, -march=native"
 
 
 @dataclass(frozen=True)
@@ -56,7 +52,7 @@ class Speed:
 
 @dataclass(frozen=True)
 class Causal(Speed):
-    """Causal linear attention, forward and with backward."""
+    """Causal linear attention, and the causal form of the clustered one, forward and with backward."""
 
     out: Path = RECEIPTS / "attention" / "causal.json"
 
@@ -82,6 +78,7 @@ def causal_sides(order: Causal, tokens: int) -> dict[str, Side]:
     sides = {
         "linear": Side(lambda q, k, v: linear_attention(q, k, v, causal=True)),
         CHUNKED: Side(chunked_linear),
+        CAUSAL_CLUSTERED: Side(lambda q, k, v: improved_clustered_attention(q, k, v, causal=True)),
         SOFTMAX: Side(lambda q, k, v: softmax_attention(q, k, v, causal=True)),
     }
     for name, peer in _peers(order).items():

@@ -63,7 +63,8 @@ def generation(receipt: Receipt) -> str:
         parts.append(
             f"{name}: {at['throughput']:.1f}x images a second (batches {found['best']['linear batch']} and "
             f"{found['best']['softmax batch']}), {at['latency']:.2f}x at batch 1, {alone}"
-            f"last tenth {at['last to first tenth']:.2f}x of the first"
+            f"last tenth {at['last to first tenth']:.2f}x of the first (batch 1: "
+            f"{at['last to first tenth latency']:.2f}x)"
         )
     return "; ".join(parts)
 

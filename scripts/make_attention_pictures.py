@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import statistics
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
-from make_picture import HEIGHT, WIDTH, shoot
-from plotly.offline import get_plotlyjs
+from make_picture import draw
 
 from scrimp.receipts import load_receipt
 from scrimp.report.drawing import BASELINE_COLOUR, COLOURS, empty_figure
@@ -95,19 +93,6 @@ def quality(models: list[tuple[str, dict[str, list[Any]]]]) -> go.Figure:
     figure.update_xaxes(tickformat=".1f")
     figure.update_yaxes(title_text="% of the original's metric", rangemode="tozero")
     return figure
-
-
-def draw(figures: list[go.Figure], picture: Path) -> None:
-    panels = []
-    for figure in figures:
-        figure.update_layout(width=WIDTH // 2 - 10, height=HEIGHT - 10, template="plotly_white")
-        panels.append(figure.to_html(full_html=False, include_plotlyjs=False, config={"displayModeBar": False}))
-    style = "body{margin:0;background:#fff;display:flex;gap:10px}"
-    page = f"<meta charset=utf-8><style>{style}</style><script>{get_plotlyjs()}</script>{''.join(panels)}"
-    with tempfile.TemporaryDirectory() as scratch:
-        file = Path(scratch) / "page.html"
-        file.write_text(page, encoding="utf-8")
-        shoot(file, picture, Path(scratch))
 
 
 if __name__ == "__main__":

@@ -8,8 +8,10 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+from plotly.graph_objects import Figure
 from plotly.offline import get_plotlyjs
 
 from scrimp.report import find_receipts
@@ -20,10 +22,17 @@ WIDTH, HEIGHT = 1200, 430
 
 def main(folder: str, picture: str) -> None:
     receipts = find_receipts([folder])
-    panels = []
-    for figure, button in ((quality_against_cost(receipts), 0), (training_curves(receipts), 1)):
+    figures = [quality_against_cost(receipts), training_curves(receipts)]
+    for button, figure in enumerate(figures):
         figure.plotly_update(*figure.layout.updatemenus[0].buttons[button].args)  # FLOPs across, in both
         figure.layout.updatemenus = ()
+    draw(figures, Path(picture))
+
+
+def draw(figures: Sequence[Figure], picture: Path) -> None:
+    """Write figures side by side as one PNG."""
+    panels = []
+    for figure in figures:
         figure.update_layout(width=WIDTH // 2 - 10, height=HEIGHT - 10, template="plotly_white")
         panels.append(figure.to_html(full_html=False, include_plotlyjs=False, config={"displayModeBar": False}))
     style = "body{margin:0;background:#fff;display:flex;gap:10px}"
@@ -31,7 +40,7 @@ def main(folder: str, picture: str) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "page.html"
         file.write_text(page, encoding="utf-8")
-        shoot(file, Path(picture), Path(scratch))
+        shoot(file, picture, Path(scratch))
 
 
 def shoot(page: Path, picture: Path, scratch: Path) -> None:
