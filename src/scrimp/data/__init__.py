@@ -1,7 +1,37 @@
-"""Labelled images from folders, named sets, other libraries' data sets or the built-in sample, ready for batches."""
+"""Images from folders, named sets, other libraries' data sets or the built-in sample, ready for batches, and views."""
 
 from scrimp.data.augment import crop_flip, normalise
 from scrimp.data.images import FileImages, Images, TensorImages
 from scrimp.data.load import ImageData, load_images
+from scrimp.data.views import (
+    STRONG,
+    WEAK,
+    View,
+    crop_resize,
+    draw_crops,
+    per_image,
+    standardise,
+    strong_for,
+    two_views,
+    view_of,
+)
 
-__all__ = ["FileImages", "ImageData", "Images", "TensorImages", "crop_flip", "load_images", "normalise"]
+__all__ = [
+    "STRONG",
+    "WEAK",
+    "FileImages",
+    "ImageData",
+    "Images",
+    "TensorImages",
+    "View",
+    "crop_flip",
+    "crop_resize",
+    "draw_crops",
+    "load_images",
+    "normalise",
+    "per_image",
+    "standardise",
+    "strong_for",
+    "two_views",
+    "view_of",
+]

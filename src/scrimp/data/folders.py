@@ -1,9 +1,13 @@
-"""Folders of class folders: ``train/cat/1.jpg`` beside ``test/cat/2.jpg``, or ``cat/1.jpg`` to be split."""
+"""Folders of class folders: ``train/cat/1.jpg`` beside ``test/cat/2.jpg``, or ``cat/1.jpg`` to be split.
+
+Or of pictures that nobody sorted.
+"""
 
 from __future__ import annotations
 
 import os
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -21,6 +25,11 @@ SUFFIXES = frozenset(
 TRAIN_NAME = "train"
 TEST_NAMES = ("test", "val", "validation", "valid")
 """Folder names of a test split; where several exist the first of these counts."""
+
+UNLABELLED = "unlabelled"
+"""The one class of images that come without labels."""
+
+_WITHOUT = "learn without labels: scrimp pretrain --unlabelled"
 
 
 def folder_source(
@@ -51,6 +60,42 @@ def folder_source(
     held = None if test_folder is None else _class_files(test_folder)
     if held is not None:
         same_classes(train, held)
+    return _source(top, train, held, size)
+
+
+def unlabelled_source(
+    folder: str | os.PathLike[str],
+    test: str | os.PathLike[str] | None = None,
+    *,
+    size: tuple[int, int] | None = None,
+) -> Source:
+    """List a folder's images, whatever way they lie in it, all of one class called `UNLABELLED`.
+
+    Images are looked for at any depth; hidden files and folders are not. Where ``train`` stands beside one of
+    `TEST_NAMES`, the first of these is tested on, the others are left alone and all else is trained on, folders of
+    another name included.
+
+    Args:
+        folder, test, size: as for `folder_source`.
+
+    Raises:
+        InputError: no folder, or none of a part's images.
+    """
+    top = _existing(folder, "a folder of images")
+    names = [entry.name for entry in _subfolders(top)]
+    tests = [name for name in TEST_NAMES if name in names] if TRAIN_NAME in names else []
+    train = _loose_files(top, leave=tests)
+    held = None
+    if test is not None:
+        held = _loose_files(_existing(test, "a folder of images"))
+    elif tests:
+        held = _loose_files(top / tests[0])
+    return _source(top, train, held, size)
+
+
+def _source(
+    top: Path, train: dict[str, list[str]], held: dict[str, list[str]] | None, size: tuple[int, int] | None
+) -> Source:
     files = [path for group in (train, held or {}) for paths in group.values() for path in paths]
     form = common_form(map(peek_image, files), size)
     return Source(
@@ -61,11 +106,11 @@ def folder_source(
     )
 
 
-def _existing(folder: str | os.PathLike[str]) -> Path:
+def _existing(folder: str | os.PathLike[str], what: str = "a folder of class folders") -> Path:
     path = Path(folder).expanduser()
     if not path.is_dir():
         got = f"the file {str(path)!r}" if path.exists() else f"{str(path)!r}, which does not exist"
-        raise InputError("a folder of class folders", got, "check the path")
+        raise InputError(what, got, "check the path")
     return path
 
 
@@ -96,7 +141,8 @@ def _class_files(folder: Path) -> dict[str, list[str]]:
     if not any(found.values()):
         loose = sum(map(_is_image, os.listdir(folder)))
         got = f"{loose} images directly in {str(folder)!r}" if loose else f"no image below {str(folder)!r}"
-        raise InputError("a folder with one folder of images per class", got, f"images end in {_endings()}")
+        remedy = f"sort them into class folders, or {_WITHOUT}" if loose else f"images end in {_endings()}"
+        raise InputError("a folder with one folder of images per class", got, remedy)
     empty = [name for name, files in found.items() if not files]
     if empty:
         raise InputError(
@@ -108,9 +154,21 @@ def _class_files(folder: Path) -> dict[str, list[str]]:
         raise InputError(
             "at least two class folders",
             f"only {listed(found)} in {str(folder)!r}",
-            "point at the folder which holds one folder per class",
+            f"point at the folder which holds one folder per class, or {_WITHOUT}",
         )
     return {name: sorted(found[name]) for name in sorted(found)}
+
+
+def _loose_files(folder: Path, leave: Sequence[str] = ()) -> dict[str, list[str]]:
+    """Image files at any depth as one class, in order, apart from those in the subfolders to ``leave``."""
+    found = [str(folder / name) for name in os.listdir(folder) if _is_image(name) and (folder / name).is_file()]
+    for entry in _subfolders(folder):
+        if entry.name not in leave:
+            found += _image_files(entry.path)
+    if not found:
+        besides = f" besides those in {listed(leave)}" if leave else ""
+        raise InputError("images", f"none below {str(folder)!r}{besides}", f"images end in {_endings()}")
+    return {UNLABELLED: sorted(found)}
 
 
 def _subfolders(folder: Path) -> list[os.DirEntry[str]]:

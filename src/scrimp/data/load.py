@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scrimp.data.folders import folder_source
+from scrimp.data.folders import folder_source, unlabelled_source
 from scrimp.data.foreign import dataset_source
 from scrimp.data.images import Images, OnDemandImages, Progress, TensorImages, pair_of, read_all
 from scrimp.data.named import BUILTIN, NAMED, builtin_source, named_source
@@ -52,9 +52,10 @@ def load_images(
     root: str | os.PathLike[str] | None = None,
     seed: int = 0,
     test_fraction: float = 0.1,
+    unlabelled: bool = False,
     progress: Progress | None = None,
 ) -> ImageData:
-    """Load a labelled set of images.
+    """Load a set of images, labelled as a rule.
 
     Args:
         data: one of
@@ -76,12 +77,13 @@ def load_images(
         root: folder of named sets, instead of $SCRIMP_DATA.
         seed: of the split.
         test_fraction: share of every class that is held out when there is a split to make.
+        unlabelled: take every image of a folder, whatever folders it is in, as of one class; see `unlabelled_source`.
         progress: called with images done and images in all while a set is decoded.
 
     Raises:
         InputError: the data cannot be used; says why and what to do.
     """
-    if isinstance(data, ImageData):
+    if isinstance(data, ImageData) and not unlabelled:
         return data
     if on_corrupt not in ("refuse", "skip"):
         raise InputError("on_corrupt 'refuse' or 'skip'", repr(on_corrupt), "choose one of them")
@@ -90,6 +92,8 @@ def load_images(
     if test is None and isinstance(data, tuple) and len(data) == 2:
         data, test = data
     options = _Options(form, skip, cache_bytes, seed, test_fraction, progress)
+    if unlabelled:
+        return _finish(_without_labels(data, test, form), options)
     if data is None or isinstance(data, (str, os.PathLike)):
         source = _by_name(data, test, root, options)
     else:
@@ -125,6 +129,17 @@ def _by_name(data: str | os.PathLike[str] | None, test: Any, root: Any, options:
         name=source.name,
         classes=source.classes,
     )
+
+
+def _without_labels(data: Any, test: Any, form: tuple[int, int] | None) -> Source:
+    for part in (data,) if test is None else (data, test):
+        if not isinstance(part, (str, os.PathLike)) or part in (BUILTIN, *NAMED):
+            got = repr(part) if part is None or isinstance(part, str) else type(part).__name__
+            raise InputError(
+                "a folder of unlabelled images", got, "leave unlabelled out: sets that have labels come with them"
+            )
+        _check_name(part)
+    return unlabelled_source(data, test, size=form)
 
 
 def _check_name(data: str | os.PathLike[str]) -> None:
