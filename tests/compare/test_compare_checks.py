@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from represent_twins import BROKEN_REPRESENT
 from torch.utils.flop_counter import FlopCounterMode
 
 from scrimp.attend import (
@@ -214,6 +215,7 @@ BROKEN = [
     ("clustered", {"attention": all_in_one_group}, "one query a cluster against softmax: output"),
     ("improved-clustered", {"attention": without_gradient_by_mass}, "groups given: gradients"),
     ("improved-clustered", {"attention": short_of_keys}, "top-k of all keys against softmax: output"),
+    *BROKEN_REPRESENT,
     ("flop-counter", {"count": by_torch}, "forward, relative"),
     ("flop-counter", {"count": lambda fn: dataclasses.replace(count_flops(fn), missed=("aten::mm",))}, "missed"),
 ]
@@ -254,7 +256,9 @@ def test_the_deviation_is_that_of_all_outcomes() -> None:
 
 
 ATTENTION = ["linear", "recurrent", "clustered", "improved-clustered"]
+REPRESENT = ["mean-shift", "constrained-mean-shift", "regression"]
 EXTRA = {"importance-sampling": {"steps": 1}, "flop-counter": {}, **{name: {"tokens": 1024} for name in ATTENTION}}
+EXTRA.update({name: {} for name in REPRESENT})
 
 
 @pytest.fixture(scope="module")
@@ -270,7 +274,7 @@ def test_attention_does_less_work_than_softmax(name: str, built) -> None:
     assert count_flops(sides.method).missed == ()
 
 
-@pytest.mark.parametrize("name", [name for name in ROWS if name not in ATTENTION])
+@pytest.mark.parametrize("name", [name for name in ROWS if name not in (*ATTENTION, *REPRESENT)])
 def test_both_sides_do_comparable_work(name: str, built) -> None:
     sides = built[name]
     sides.method()

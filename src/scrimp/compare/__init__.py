@@ -5,7 +5,7 @@ One explicit list. A method joins by a module with ``check`` and ``sides`` and o
 
 from __future__ import annotations
 
-from scrimp.compare import attention, flops, history, importance, presample, prune
+from scrimp.compare import attention, flops, history, importance, presample, prune, represent
 from scrimp.compare.comparison import Comparison, Finding, Sides
 from scrimp.primitives.errors import InputError
 
@@ -75,6 +75,30 @@ COMPARISONS: tuple[Comparison, ...] = (
         baseline="softmax attention",
         check=attention.check_improved,
         sides=attention.sides_improved,
+    ),
+    Comparison(
+        name="mean-shift",
+        method="mean shift",
+        reference="loop over memory, neighbours",
+        baseline="BYOL, symmetric",
+        check=represent.check_mean_shift,
+        sides=represent.sides_mean_shift,
+    ),
+    Comparison(
+        name="constrained-mean-shift",
+        method="constrained mean shift",
+        reference="loop over memory, neighbours",
+        baseline="BYOL, symmetric",
+        check=represent.check_constrained,
+        sides=represent.sides_constrained,
+    ),
+    Comparison(
+        name="regression",
+        method="regression onto features",
+        reference="formula in a loop",
+        baseline="logit distillation",
+        check=represent.check_regression,
+        sides=represent.sides_regression,
     ),
     Comparison(
         name="flop-counter",
