@@ -17,13 +17,19 @@ import tyro
 
 from scrimp import __version__
 from scrimp.jobs.config import CompareConfig, ReportConfig, StudyConfig, TrainConfig
+from scrimp.jobs.distill_config import DistillConfig
 from scrimp.jobs.pixels_config import PixelsSampleConfig, PixelsTrainConfig
+from scrimp.jobs.pretrain_config import PretrainConfig
+from scrimp.jobs.probe_config import ProbeConfig
 from scrimp.jobs.swap_config import SwapConfig
 from scrimp.primitives.errors import InputError, MissingExtraError
 
 _CONFIGS: dict[str, type] = {
     "study": StudyConfig,
     "train": TrainConfig,
+    "pretrain": PretrainConfig,
+    "distill": DistillConfig,
+    "probe": ProbeConfig,
     "swap": SwapConfig,
     "pixels train": PixelsTrainConfig,
     "pixels sample": PixelsSampleConfig,
@@ -141,6 +147,27 @@ def _train(config: TrainConfig) -> int:
     return 0
 
 
+def _pretrain(config: PretrainConfig) -> int:
+    from scrimp.jobs.pretrain import pretrain
+
+    _show([_guard(lambda: pretrain(config), "pretrain")], config.json)
+    return 0
+
+
+def _distill(config: DistillConfig) -> int:
+    from scrimp.jobs.distill import distill
+
+    _show([_guard(lambda: distill(config), "distill")], config.json)
+    return 0
+
+
+def _probe(config: ProbeConfig) -> int:
+    from scrimp.jobs.probe import probe
+
+    _show([_guard(lambda: probe(config), "probe")], config.json)
+    return 0
+
+
 def _swap(config: SwapConfig) -> int:
     from scrimp.jobs.folder import REPORT
     from scrimp.jobs.swap import swap
@@ -223,6 +250,9 @@ def _say(line: str, quiet: bool) -> None:
 _COMMANDS: dict[type, Callable[[Any], int]] = {
     StudyConfig: _study,
     TrainConfig: _train,
+    PretrainConfig: _pretrain,
+    DistillConfig: _distill,
+    ProbeConfig: _probe,
     SwapConfig: _swap,
     PixelsTrainConfig: _pixels_train,
     PixelsSampleConfig: _pixels_sample,

@@ -13,6 +13,7 @@ from torch import nn
 
 from scrimp.jobs.config import ModelConfig
 from scrimp.jobs.device import pick_device
+from scrimp.jobs.pretrain_config import EncoderConfig
 from scrimp.primitives.errors import InputError, require
 
 if TYPE_CHECKING:
@@ -21,8 +22,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def start(config: ModelConfig, device: str) -> Accelerator:
+def start(config: ModelConfig | EncoderConfig, device: str, *, bf16_on_cpu: bool = False) -> Accelerator:
     """An accelerator on the device asked for, with as many processes as the launcher was asked for.
+
+    Args:
+        config: its precision, and trackers to check.
+        device: as `scrimp.jobs.device.pick_device` takes it.
+        bf16_on_cpu: let precision "auto" take bfloat16 on CPUs that multiply it natively.
 
     Raises:
         InputError: the device is not there, a tracker is unknown, or fewer processes came up than were launched.
@@ -32,7 +38,7 @@ def start(config: ModelConfig, device: str) -> Accelerator:
 
     _check_trackers(config.trackers)
     picked = pick_device(device)
-    precision = _precision(config.precision, device)
+    precision = _precision(config.precision, device, bf16_on_cpu=bf16_on_cpu and picked == "cpu")
     accelerator = Accelerator(
         cpu=picked == "cpu",
         mixed_precision=precision,
@@ -48,6 +54,22 @@ def finish(accelerator: Accelerator) -> None:
     alone = accelerator.num_processes == 1
     accelerator.end_training()
     AcceleratorState._reset_state(reset_partial_state=alone)
+
+
+@contextmanager
+def accelerated(config: EncoderConfig, *, bf16_on_cpu: bool = False) -> Iterator[Accelerator]:
+    """An accelerator as `start` gives, ended afterwards; also after an error, for the next job of this process.
+
+    Among several processes one that fails alone may not wait for the others, who may be waiting for it.
+    """
+    accelerator = start(config, config.device, bf16_on_cpu=bf16_on_cpu)
+    try:
+        yield accelerator
+    except BaseException:
+        if accelerator.num_processes == 1:
+            finish(accelerator)
+        raise
+    finish(accelerator)
 
 
 def check_world(processes: int, environment: Any) -> None:
@@ -155,8 +177,16 @@ def _blocks(model: nn.Module) -> list[nn.Module]:
     return [child for child in children if not isinstance(child, lists) and sum(1 for _ in child.parameters()) > 2]
 
 
-def _precision(asked: str, device: str) -> str:
+def _precision(asked: str, device: str, *, bf16_on_cpu: bool = False) -> str:
     if asked != "auto":
         return "no" if asked == "fp32" else asked
+    if bf16_on_cpu:
+        return "bf16" if native_bf16() else "no"
     on_cuda = device in ("auto", "cuda") and torch.cuda.is_available()
     return "bf16" if on_cuda and torch.cuda.is_bf16_supported() else "no"
+
+
+def native_bf16() -> bool:
+    """Whether this CPU has instructions that multiply bfloat16 (elsewhere it is slower than float32)."""
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, lambda: False)() for name in names)

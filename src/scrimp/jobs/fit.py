@@ -157,6 +157,7 @@ class Fitting:
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         restore_random_state_(state["random"], self.accelerator)
+        self._take_up(state["more"])
 
     def save(self) -> None:
         """Write the checkpoint; on every rank, since shards are gathered."""
@@ -170,12 +171,14 @@ class Fitting:
             "presampler": self.presampler.state_dict() if self.presampler is not None else None,
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None,
             "random": gather_random_states(self.accelerator),
+            "more": self._more_state(),
         }
         if self.accelerator.is_main_process:
             save_checkpoint(self.checkpoint, state)
+            self._saved()
         self._saved_at = time.perf_counter()
 
-    def _stream(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    def _stream(self) -> Iterator[tuple[Any, Any, Tensor | None]]:
         """This round's batches, on the device: (images, labels, weights where they were presampled)."""
         loader: DataLoader[Any] = DataLoader(
             self.data.train,  # type: ignore[arg-type]  # a map-style set by protocol
@@ -185,14 +188,17 @@ class Fitting:
             generator=torch.Generator(),  # else each new loader draws from the global one, and resuming makes a new one
         )
         start = self.sampler.trained
-        batches = (self._prepare(images, labels, start + turn) for turn, (images, labels, _) in enumerate(loader))
+        batches = (
+            self._prepare(images, labels, start + turn, indices)
+            for turn, (images, labels, indices) in enumerate(loader)
+        )
         if self.presampler is not None:
             yield from self.presampler(batches)
         else:
             yield from ((images, labels, None) for images, labels in batches)
 
-    def _prepare(self, images: Tensor, labels: Tensor, number: int) -> tuple[Tensor, Tensor]:
-        """On the device, augmented by the stream of this batch's number, as the model takes them."""
+    def _prepare(self, images: Tensor, labels: Tensor, number: int, indices: Tensor) -> tuple[Any, Any]:
+        """On the device, augmented by the stream of this batch's number, as `_losses` takes them."""
         device = self.accelerator.device
         images, labels = images.to(device), labels.to(device)
         if self.config.augment != "none":
@@ -207,13 +213,12 @@ class Fitting:
             )
         return ready(images, self.data, device), labels
 
-    def _step(self, images: Tensor, labels: Tensor, weights: Tensor | None) -> None:
+    def _step(self, images: Any, labels: Any, weights: Tensor | None) -> None:
         self.model.train()
         rate = schedule(self.spent.flops / self.budget, self.config)
         for group in self.raw_optimizer.param_groups:
             group["lr"] = rate
-        losses, outputs = self._losses(images, labels)
-        self.accelerator.backward(self._weigh(losses, outputs, labels, weights))
+        self._backward(images, labels, weights)
         self._clip()
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -224,7 +229,12 @@ class Fitting:
         self.spent.flops += self._step_flops(self._pool())
         self.sampler.progress = self.spent.flops / self.budget
 
-    def _losses(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def _backward(self, images: Any, labels: Any, weights: Tensor | None) -> None:
+        """Leave the step's gradients in the parameters."""
+        losses, outputs = self._losses(images, labels)
+        self.accelerator.backward(self._weigh(losses, outputs, labels, weights))
+
+    def _losses(self, images: Any, labels: Any) -> tuple[Tensor, Tensor]:
         """Loss of each image, [batch], and the outputs it is of."""
         with self.accelerator.autocast():
             logits = self.model(images)
@@ -232,6 +242,16 @@ class Fitting:
 
     def _clip(self) -> None:
         """Bound the gradients, where the job does."""
+
+    def _more_state(self) -> dict[str, Any]:
+        """What else a checkpoint of the job holds; called on every rank."""
+        return {}
+
+    def _take_up(self, state: dict[str, Any]) -> None:
+        """Take up what `_more_state` gave."""
+
+    def _saved(self) -> None:
+        """The checkpoint is written; called on the first process."""
 
     def _weigh(self, losses: Tensor, logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
         scores = self.sampling.scores(losses, logits, labels)

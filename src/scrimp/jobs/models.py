@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ class ConvNet(nn.Module):
             *_after(4 * width),
             nn.AdaptiveMaxPool2d(side) if size % 2 else nn.MaxPool2d(2),
         )
-        self.head = nn.Linear(4 * width * side**2, classes)
+        self.head: nn.Module = nn.Linear(4 * width * side**2, classes) if classes else nn.Identity()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """[batch, channels, size, size] -> logits [batch, classes]."""
@@ -52,12 +53,66 @@ def _after(channels: int) -> tuple[nn.Module, nn.Module]:
     return nn.GroupNorm(1, channels), nn.ReLU(inplace=True)
 
 
+class SmallResNet(nn.Module):
+    """ResNet-18 for images of 28 to 64 pixels: a 3x3 first convolution, no pooling before the blocks (He et al. 2016).
+
+    Parameters have timm's names: with a width of 64 they are those of timm's ``resnet18`` but for the first
+    convolution's size.
+
+    Args:
+        classes: outputs; 0 for the pooled features, 8 * width of them.
+        channels: of the images.
+        width: channels of the first stage; the next have 2, 4 and 8 times as many.
+    """
+
+    def __init__(self, classes: int, *, channels: int, width: int = 64) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.layer1 = _stage(width, width, 1)
+        self.layer2 = _stage(width, 2 * width, 2)
+        self.layer3 = _stage(2 * width, 4 * width, 2)
+        self.layer4 = _stage(4 * width, 8 * width, 2)
+        self.fc: nn.Module = nn.Linear(8 * width, classes) if classes else nn.Identity()
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """[batch, channels, size, size] -> logits [batch, classes], or features [batch, 8 * width]."""
+        maps = torch.relu_(self.bn1(self.conv1(images)))
+        maps = self.layer4(self.layer3(self.layer2(self.layer1(maps))))
+        return self.fc(maps.mean((2, 3)))
+
+
+class _Block(nn.Module):
+    """Two 3x3 convolutions beside a shortcut."""
+
+    def __init__(self, channels: int, out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, out, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out)
+        self.conv2 = nn.Conv2d(out, out, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out)
+        self.downsample = None
+        if stride > 1 or channels != out:
+            self.downsample = nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        inner = self.bn2(self.conv2(torch.relu_(self.bn1(self.conv1(maps)))))
+        return torch.relu_(inner + (maps if self.downsample is None else self.downsample(maps)))
+
+
+def _stage(channels: int, out: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(_Block(channels, out, stride), _Block(out, out, 1))
+
+
 def create_model(name: str, *, classes: int, channels: int, size: int, pretrained: bool = False) -> nn.Module:
     """Build a classifier.
 
     Args:
-        name: ``"convnet"``, ``"convnet-WIDTH"`` or a timm model name.
-        classes, channels, size: of the data; size in pixels.
+        name: ``"convnet"``, ``"small-resnet18"``, either with ``"-WIDTH"``, or a timm model name.
+        classes, channels, size: of the data; size in pixels. 0 classes: an encoder, images -> features.
         pretrained: load timm's weights (fetched by timm where it has not cached them).
 
     Raises:
@@ -66,11 +121,15 @@ def create_model(name: str, *, classes: int, channels: int, size: int, pretraine
     kind, _, width = name.partition("-")
     if kind == "convnet" and (width.isdigit() or not width) and not pretrained:
         return ConvNet(classes, channels=channels, size=size, width=int(width or 16))
+    if (small := re.fullmatch(r"small-resnet18(?:-(\d+))?", name)) and not pretrained:
+        return SmallResNet(classes, channels=channels, width=int(small.group(1) or 64))
     import timm
 
     if not timm.is_model(name):
         near = ", ".join(timm.list_models(f"*{kind}*")[:4]) or "see timm.list_models()"
-        raise InputError("'convnet' or a timm model name", f"'{name}'", f"did you mean one of: {near}")
+        raise InputError(
+            "'convnet', 'small-resnet18' or a timm model name", f"'{name}'", f"did you mean one of: {near}"
+        )
     options: dict[str, Any] = {"num_classes": classes, "in_chans": channels, "pretrained": pretrained}
     try:
         try:
@@ -111,5 +170,5 @@ def load_weights_(model: nn.Module, path: str | os.PathLike[str]) -> list[str]:
 
 
 def _classifier_prefixes(model: nn.Module) -> tuple[str, ...]:
-    named = getattr(model, "default_cfg", {}).get("classifier", "head")
+    named = getattr(model, "default_cfg", {}).get("classifier", ("head", "fc"))
     return tuple([named] if isinstance(named, str) else named)

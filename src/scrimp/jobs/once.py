@@ -19,6 +19,16 @@ from scrimp.primitives.files import write_atomic
 from scrimp.primitives.weights import pack_weights
 from scrimp.receipts import Receipt, load_receipt, save_receipt
 
+HOW = {
+    "seconds": "wall clock: training and scoring, evaluation left out",
+    "cpu_seconds": "process CPU time, all processes: training and scoring, evaluation left out",
+    "flops": "counted once for a step of each kind, times the steps",
+    "stored_bytes": "size of the weights file",
+    "samples": "images through forward and backward",
+    "labels": "training images with a label",
+}
+"""How a run's costs are obtained, the same words for every way of a study."""
+
 
 @dataclass(frozen=True)
 class Task:
@@ -86,12 +96,18 @@ def _fitting(setup: Setup, task: Task) -> Fitting:
     )
 
 
-def save_weights(fitting: Fitting, path: Path, names: dict[str, str]) -> int:
-    """Write the weights (the average's, where there is one) as safetensors; returns the bytes of the file."""
+def save_weights(fitting: Fitting, path: Path, names: dict[str, str], *, part: str = "") -> int:
+    """Write the weights (the average's, where there is one) as safetensors; returns the bytes of the file.
+
+    ``part``: only those of this submodule, under its own names.
+    """
     if fitting.ema is not None:
         state = {key: value.cpu() for key, value in fitting.ema.module.state_dict().items()}
     else:
         state, _ = gather_training_state(fitting.model, fitting.raw_optimizer)
+    if part:
+        head = f"{part}."
+        state = {key.removeprefix(head): value for key, value in state.items() if key.startswith(head)}
     content = pack_weights(state, names)
     if fitting.accelerator.is_main_process:
         write_atomic(path, content)
@@ -99,16 +115,15 @@ def save_weights(fitting: Fitting, path: Path, names: dict[str, str]) -> int:
 
 
 def _cost(setup: Setup, spent: Spent, peak: Reading, energy: Reading, stored: int) -> Cost:
-    how = "training and scoring, evaluation left out"
     return Cost(
-        seconds=Reading(spent.seconds, f"wall clock: {how}"),
-        cpu_seconds=Reading(total(setup.accelerator, spent.cpu_seconds), f"process CPU time, all processes: {how}"),
-        flops=Reading(spent.flops, "counted once for a step of each kind, times the steps", setup.cost.missed),
+        seconds=Reading(spent.seconds, HOW["seconds"]),
+        cpu_seconds=Reading(total(setup.accelerator, spent.cpu_seconds), HOW["cpu_seconds"]),
+        flops=Reading(spent.flops, HOW["flops"], setup.cost.missed),
         peak_bytes=peak,
         joules=energy,
-        stored_bytes=Reading(float(stored), "size of the weights file"),
-        samples=Reading(float(spent.images), "images through forward and backward"),
-        labels=Reading(float(len(setup.data.train)), "training images with a label"),
+        stored_bytes=Reading(float(stored), HOW["stored_bytes"]),
+        samples=Reading(float(spent.images), HOW["samples"]),
+        labels=Reading(float(len(setup.data.train)), HOW["labels"]),
     )
 
 

@@ -68,7 +68,7 @@ class PixelFitting(Fitting):
         )
         self.settings, self.output = config, model.output
 
-    def _prepare(self, images: Tensor, labels: Tensor, number: int) -> tuple[Tensor, Tensor]:
+    def _prepare(self, images: Tensor, labels: Tensor, number: int, indices: Tensor) -> tuple[Tensor, Tensor]:
         return images.to(self.accelerator.device), labels.to(self.accelerator.device)
 
     def _losses(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
