@@ -134,13 +134,31 @@ class StudyConfig(JobConfig, ModelConfig):
     data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")] = "builtin"
     """Folder of class folders, or builtin, fashion-mnist, mnist, cifar10, cifar100."""
     ways: tuple[str, ...] = ("uniform", "history", "prune", "presample")
-    """Which ways to compare; the first is the conventional one."""
+    """Which ways to compare; the first is the conventional one. Each is a sampling way (uniform, history, prune,
+    presample) or stages joined by "+": pretrain (an encoder from all images, no labels), distill (from it into the
+    model), and at the end probe (a linear classifier on its features) or a sampling way (training it all), such as
+    pretrain+probe, pretrain+distill+probe, pretrain+uniform. The optimiser's settings and augmentation are of the
+    sampling ways; pretrain and distill keep their jobs' own."""
+    labelled: float = 1.0
+    """Share of the training images whose label may be used: the same of every class, at least one each. Pretraining and
+    distilling see all images, without labels; everything else only the labelled ones, at the same budget (a step takes
+    no more images than are labelled)."""
+    encoder: str | None = None
+    """The network that is pretrained where distill follows: `small-resnet18[-WIDTH]`, `convnet[-WIDTH]` or any timm
+    name; by default small-resnet18-16, or resnet18 for images above 64 pixels. Elsewhere the model itself is."""
+    pretrain_method: Literal["constrained", "mean-shift", "byol"] = "constrained"
+    """What pretrain learns by, see `scrimp pretrain`."""
     seeds: int = 3
     """Runs of each way; runs with one seed form a pair."""
     minutes: float | None = None
     """Budget of the whole study in minutes, shared evenly by all its runs. With no budget at all: 3."""
     flops: float | None = None
     """Budget of each single run in FLOPs. With minutes as well, the smaller of the two holds."""
+
+    def check(self) -> None:
+        super().check()
+        if not 0 < self.labelled <= 1:
+            raise InputError("--labelled in (0, 1]", f"{self.labelled}", "correct it")
 
 
 @dataclass(frozen=True, kw_only=True)

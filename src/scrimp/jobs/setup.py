@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from scrimp.data import ImageData, load_images
@@ -22,16 +23,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Setup:
-    """Loaded once, used by every run."""
+    """Loaded once, used by every run.
+
+    Attributes:
+        encoder: weights file of an encoder of the model's architecture, which every model starts from.
+    """
 
     config: ModelConfig
     data: ImageData
     accelerator: Accelerator
     cost: budget.StepCost
+    encoder: Path | None = None
 
     def build_model(self, seed: int) -> nn.Module:
-        """A fresh model, its initial weights fixed by ``seed``."""
-        return _build(self.config, self.data, seed)
+        """A fresh model, its initial weights fixed by ``seed``; with an encoder only its classifier is fresh."""
+        model = _build(self.config, self.data, seed)
+        if self.encoder is not None:
+            load_backbone_(model, self.encoder)
+        return model
 
     def run_extra_seconds(self, eval_seconds: float) -> float:
         """Wall seconds a run spends outside training: evaluations, given the seconds of one batch's forward."""
@@ -87,6 +96,20 @@ def _build(config: ModelConfig, data: ImageData, seed: int) -> nn.Module:
     if config.weights is not None:
         load_weights_(model, config.weights)
     return model
+
+
+def load_backbone_(model: nn.Module, path: Path) -> None:
+    """Load an encoder's weights (.safetensors) into a classifier, in place; what the encoder lacks stays as it is.
+
+    Raises:
+        InputError: weights of another architecture.
+    """
+    state, own = load_file(path), model.state_dict()
+    strangers = [key for key, value in state.items() if key not in own or own[key].shape != value.shape]
+    if strangers:
+        got = f"{path} with {strangers[0]} and {len(strangers) - 1} more differing"
+        raise InputError("weights of the same architecture without its classifier", got, "pass the --model they are of")
+    model.load_state_dict(state, strict=False)
 
 
 def _sample(data: ImageData, rows: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,83 +1,33 @@
 """The ways a study compares: each a list of stages that share one budget, the first way being the conventional one.
 
-A later method joins by one more stage and one more row in `WAYS`.
+A later method joins by one more stage and one more row in `WAYS`, or as a part of the names that "+" joins.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-
-from scrimp.jobs.fit import Spent
-from scrimp.jobs.once import Task, run_task
-from scrimp.jobs.setup import Setup
+from scrimp.jobs.sampling import SAMPLINGS
+from scrimp.jobs.stages import Context, Stage, Way, check_way, run_way, train_with
+from scrimp.jobs.stages_encoder import distill_with, pretrain_with
+from scrimp.jobs.stages_probe import probe_stage
+from scrimp.jobs.stages_receipt import join_stages
 from scrimp.primitives.errors import InputError
-from scrimp.receipts import Receipt
 
+__all__ = [
+    "DISTILL_SHARE",
+    "TRAIN_SHARE",
+    "WAYS",
+    "Context",
+    "Stage",
+    "Way",
+    "check_way",
+    "find_ways",
+    "run_way",
+]
 
-@dataclass(frozen=True)
-class Context:
-    """What a stage is given.
-
-    Attributes:
-        setup: data, model, accelerator, cost of a step.
-        study: name of the study; way: name of the way; baseline: whether it is the conventional one.
-        seed: of this run.
-        budget: FLOPs this stage may spend.
-        folder: where it writes.
-        before: receipt of the stage before it, if any.
-        report: called as the stage goes on.
-        resume: go on where an interrupted run stopped.
-    """
-
-    setup: Setup
-    study: str
-    way: str
-    baseline: bool
-    seed: int
-    budget: float
-    folder: Path
-    report: Callable[[Spent], None]
-    before: Receipt | None = None
-    resume: bool = False
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One step of a way: its name, its share of the way's budget (shares sum to 1) and what it does."""
-
-    name: str
-    share: float
-    run: Callable[[Context], Receipt]
-
-
-@dataclass(frozen=True)
-class Way:
-    """A way to get from images to a working model."""
-
-    name: str
-    about: str
-    stages: tuple[Stage, ...]
-
-
-def train_with(sampling: str) -> Stage:
-    """The stage that trains a classifier with one sampling policy."""
-
-    def run(context: Context) -> Receipt:
-        task = Task(
-            name=context.study,
-            way=context.way,
-            sampling=sampling,
-            budget=context.budget,
-            folder=context.folder,
-            seed=context.seed,
-            baseline=context.baseline,
-        )
-        return run_task(context.setup, task, context.report, resume=context.resume)
-
-    return Stage("train", 1.0, run)
-
+TRAIN_SHARE = 0.2
+"""Of a run's budget, what a sampling way gets that trains on from an encoder. A probe's passes are taken off first."""
+DISTILL_SHARE = 0.4
+"""Of what is left for the encoder, what distilling gets, the teacher's passes included; pretraining gets the rest."""
 
 WAYS: tuple[Way, ...] = (
     Way("uniform", "shuffled passes over all images", (train_with("uniform"),)),
@@ -86,35 +36,56 @@ WAYS: tuple[Way, ...] = (
     Way("presample", "importance sampling from a larger scored batch, when that pays", (train_with("presample"),)),
 )
 
+_ENDS = ("probe", *SAMPLINGS)
+_ABOUT = {
+    "pretrain": "an encoder from images without labels",
+    "distill": "taught to the model",
+    "probe": "a linear classifier on its features",
+}
+
 
 def find_ways(names: tuple[str, ...]) -> list[Way]:
-    """The ways of these names, in their order.
+    """The ways of these names, in their order: those of `WAYS`, and stages joined by "+".
 
     Raises:
-        InputError: no such way, or one named twice.
+        InputError: no such way, one named twice, or stages in an order that means nothing.
     """
     known = {way.name: way for way in WAYS}
-    strangers = [name for name in names if name not in known]
+    strangers = [name for name in names if name not in known and "+" not in name]
     if strangers or not names or len(set(names)) != len(names):
         got = strangers[0] if strangers else " ".join(names) or "none"
-        raise InputError(f"different ways out of: {', '.join(known)}", got, "see scrimp study --help")
-    return [known[name] for name in names]
+        wanted = f"different ways out of: {', '.join(known)}, pretrain+probe, pretrain+distill+probe and the like"
+        raise InputError(wanted, got, "see scrimp study --help")
+    return [known[name] if name in known else _joined(name) for name in names]
 
 
-def run_way(way: Way, context: Context) -> Receipt:
-    """Run the stages in order, each in its own folder where there are several; returns the last one's receipt.
+def _joined(name: str) -> Way:
+    parts = name.split("+")
+    _check_order(name, parts)
+    last = TRAIN_SHARE if parts[-1] in SAMPLINGS else 0.0
+    distill = DISTILL_SHARE * (1 - last) if "distill" in parts else 0.0
+    made = {
+        "pretrain": pretrain_with(1 - last - distill, teacher="distill" in parts),
+        "distill": distill_with(distill),
+        "probe": probe_stage(),
+        **{sampling: train_with(sampling, last) for sampling in SAMPLINGS},
+    }
+    about = ", ".join(_ABOUT.get(part, f"all of it trained on, {part}") for part in parts)
+    return Way(name, about, tuple(made[part] for part in parts), join_stages)
 
-    Raises:
-        InputError: the shares of the budget do not sum to 1.
-    """
-    if abs(sum(stage.share for stage in way.stages) - 1) > 1e-9:
-        raise InputError(f"shares of the budget of way {way.name} that sum to 1", "others", "correct its stages")
-    receipt = None
-    for stage in way.stages:
-        folder = context.folder if len(way.stages) == 1 else context.folder / stage.name
-        receipt = stage.run(
-            Context(**{**vars(context), "budget": context.budget * stage.share, "folder": folder, "before": receipt})
-        )
-    if receipt is None:
-        raise InputError(f"at least one stage in way {way.name}", "none", "give it one")
-    return receipt
+
+def _check_order(name: str, parts: list[str]) -> None:
+    stages = ("pretrain", "distill", *_ENDS)
+    strangers = [part for part in parts if part not in stages]
+    ends = [part for part in parts if part in _ENDS]
+    broken = {
+        f"stages out of: {', '.join(stages)}": bool(strangers),
+        "each stage at most once in a way": len(set(parts)) < len(parts),
+        "pretrain before all that builds on an encoder": parts[0] != "pretrain",
+        "a way that ends in probe or a sampling way": parts[-1] not in _ENDS,
+        f"nothing after {ends[0] if ends else 'the end'}": len(ends) > 1,
+    }
+    for wanted, wrong in broken.items():
+        if wrong:
+            got = f"'{strangers[0]}' in {name}" if strangers else name
+            raise InputError(wanted, got, "write it like pretrain+distill+probe or pretrain+uniform")

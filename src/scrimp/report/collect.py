@@ -9,12 +9,16 @@ from pathlib import Path
 from scrimp.primitives.errors import InputError
 from scrimp.receipts import Receipt, load_receipt
 
+STAGES = "stages"
+"""Folder of parts of a run whose own receipt counts them in."""
+
 
 def find_receipts(paths: Iterable[str | os.PathLike[str]]) -> list[Receipt]:
     """Load the receipts of each path: a receipt file, a run folder, or a folder of run folders.
 
     In a folder, every ``receipt.json`` counts at any depth, and every JSON file below a folder named ``receipts``, in
-    the order of their paths. A file reached twice counts once.
+    the order of their paths. A file reached twice counts once. What is below a folder named `STAGES` is left
+    out unless the path itself leads there.
 
     Raises:
         InputError: a path does not exist, holds no receipt, or holds a damaged one; there is no path at all.
@@ -32,7 +36,10 @@ def _files(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise InputError("a receipt or a run folder", f"{path}, which does not exist", "check the path")
-    found = sorted(file for file in path.resolve().rglob("*.json") if _is_receipt(file))
+    root = path.resolve()
+    found = sorted(
+        file for file in root.rglob("*.json") if _is_receipt(file) and STAGES not in file.relative_to(root).parts[:-1]
+    )
     if not found:
         raise InputError(
             "a run folder with receipts", f"{path} with none", "pass a folder that a scrimp job finished in"
