@@ -7,17 +7,22 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import tyro
 
 import attention_tables as attention
+import distillation
+import few_labels
 import importance_sampling as sampling
+import represent_tables as represent
+import representations
+from acceptance import ATTENTION_LINES, LINES, REPRESENT_LINES, Line
 from scrimp.primitives.errors import InputError
 from scrimp.primitives.files import write_atomic
-from scrimp.receipts import Receipt, load_receipt
+from scrimp.receipts import load_receipt
 
 README = Path(__file__).resolve().parent / "README.md"
 RECEIPTS = README.parent.parent / "receipts"
@@ -34,159 +39,6 @@ class Readme:
     path: Path = README
 
 
-@dataclass(frozen=True)
-class Line:
-    """One acceptance line: its number and claim, what measures it, what it found, what was wanted."""
-
-    number: str
-    what: str
-    script: str
-    receipt: str
-    figure: Callable[[Receipt], str]
-    target: str
-
-
-def study_time(receipt: Receipt) -> str:
-    seconds, cpu = receipt.cost.seconds.value, receipt.cost.cpu_seconds.value
-    runs, cores = receipt.notes["runs"], receipt.notes["cores"]
-    return f"{number(seconds, '.0f')} s wall, {number(cpu, '.0f')} s CPU, {cores} cores, {runs} runs"
-
-
-def mean_gradient(receipt: Receipt) -> str:
-    quality, notes = receipt.quality, receipt.notes
-    return (
-        f"{percent(quality['mean_gradient_error'])} with {notes['images a draw']:,} images a draw "
-        f"(its noise: {percent(quality['mean_gradient_noise'])}; by uniform draws "
-        f"{percent(quality['mean_gradient_noise_uniform'])}); with {notes['images a draw, one batch']} images a draw "
-        f"{percent(quality['mean_gradient_error_one_batch'])} "
-        f"(noise {percent(quality['mean_gradient_noise_one_batch'])})"
-    )
-
-
-def correlation(receipt: Receipt) -> str:
-    seen, unseen = (receipt.quality[f"spearman_{part}_images"] for part in ("training", "test"))
-    return f"{number(seen, '.3f')} on training images, {number(unseen, '.3f')} on test images"
-
-
-def overhead(receipt: Receipt) -> str:
-    own, ratios = receipt.notes["own work"], receipt.notes["ratios"]
-    alone = ", ".join(
-        f"{name} {percent(item['share'])} ({microseconds(item['cpu_seconds'])} a step)" for name, item in own.items()
-    )
-    spreads = {name: item["cpu_seconds"] for name, item in ratios.items()}
-    whole = ", ".join(
-        f"{name} {change(item['median'])} ({change(item['low'])} to {change(item['high'])})"
-        for name, item in spreads.items()
-    )
-    pairs = next(iter(spreads.values()))["count"]
-    return f"own work: {alone}; paired, median and quartiles of {pairs} pairs: {whole}"
-
-
-def flop_error(receipt: Receipt) -> str:
-    quality = receipt.quality
-    return (
-        f"forward {percent(quality['forward_error'], 3)}, with backward {percent(quality['training_error'], 3)} off; "
-        f"torch's own counter {percent(1 - (quality['share_counted_by_torch'] or math.nan), 1)} short"
-    )
-
-
-LINES = (
-    Line(
-        "1",
-        "`scrimp study` from nothing to table and report",
-        "study_time.py",
-        "study-time.json",
-        study_time,
-        "under 240 s wall on 2 cores",
-    ),
-    Line(
-        "3",
-        "mean of the weighted gradient over 2,000 draws, against the full batch's",
-        "unbiased.py",
-        "unbiased.json",
-        mean_gradient,
-        "within 1 %",
-    ),
-    Line(
-        "3",
-        "Spearman of the bound and exact per-sample gradient norms, trained network",
-        "unbiased.py",
-        "unbiased.json",
-        correlation,
-        "above 0.9",
-    ),
-    Line(
-        "4",
-        "CPU time that a policy with its gate shut adds",
-        "overhead.py",
-        "overhead.json",
-        overhead,
-        "under 1 %",
-    ),
-    Line(
-        "4",
-        "FLOP counter on ViT-Ti/16, CPU",
-        "flop_counter.py",
-        "flop-counter.json",
-        flop_error,
-        "within 0.1 %",
-    ),
-)
-ATTENTION_LINES = (
-    Line(
-        "1",
-        "causal linear attention, batch 1, 8 heads, dim 64",
-        "attention_speed.py causal",
-        "attention/causal.json",
-        attention.causal,
-        "at 16,384 tokens 4x (PyPI build), 2x (native build), 35x (SDPA); at 1,024 2x (SDPA); within 4x of the limit; "
-        "memory at most 1.5x",
-    ),
-    Line(
-        "2",
-        "generation from the recurrent form against softmax with a key-value cache",
-        "generation.py",
-        "generation.json",
-        attention.generation,
-        "last tenth within 1.1x of the first; 20x images a second at 784 tokens, 60x at 3,072; 2x at batch 1; "
-        "1,000x without a cache",
-    ),
-    Line(
-        "3",
-        "clustered attention, 100 clusters, top 32, batch 1, 8 heads, dim 64",
-        "attention_speed.py clustered",
-        "attention/clustered.json",
-        attention.clustered,
-        "above 1x forward from 2,048 tokens, with backward from 1,024; at 16,384 forward 12x SDPA and 1.8x the old "
-        "library",
-    ),
-    Line(
-        "4",
-        "improved clustered attention in pretrained models, at least 1,024 tokens",
-        "pretrained_attention.py run",
-        "pretrained-attention/*.json",
-        attention.pretrained,
-        "99 % of the metric at half the attention FLOPs",
-    ),
-)
-
-
-def number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
-
-
-def percent(share: float | None, digits: int = 2) -> str:
-    return "-" if share is None or math.isnan(share) else f"{100 * share:.{digits}f} %"
-
-
-def microseconds(seconds: float | None) -> str:
-    return "-" if seconds is None else f"{1e6 * seconds:.0f} µs"
-
-
-def change(ratio: float | None) -> str:
-    return "-" if ratio is None else f"{100 * (ratio - 1):+.2f} %"
-
-
 def tables() -> str:
     """Both tables: the acceptance lines, and line 2 setting by setting."""
     first, *others = [line_row(line) for line in LINES]
@@ -197,7 +49,9 @@ def tables() -> str:
     what = "FLOPs to uniform's final training loss, and test accuracy, at equal FLOPs"
     second = "| " + " | ".join(["2", what, command, folder, "; ".join(map(verdict, THRIFTY)), wanted]) + " |"
     training = ["## Training under a fixed budget", "", *head, first, second, *others, "", *setting_rows()]
-    return "\n".join([*training, "", "## Attention", "", *head, *map(line_row, ATTENTION_LINES)])
+    attentive = ["## Attention", "", *head, *map(line_row, ATTENTION_LINES)]
+    learning = ["## Representations", "", *head, *map(line_row, REPRESENT_LINES)]
+    return "\n".join([*training, "", *attentive, "", *learning])
 
 
 def cards() -> dict[Path, str]:
@@ -211,13 +65,29 @@ def cards() -> dict[Path, str]:
                 attention.speed_table(RECEIPTS / "attention" / "clustered.json"),
             ]
         ),
+        DOCS / "self-supervised.md": "\n\n".join(learned_tables()),
+        DOCS / "distillation.md": table_of(distillation),
     }
 
 
+def learned_tables() -> list[str]:
+    """What a step of pretraining costs, what it gave, and the picture of that where there is one."""
+    picture = represent.curves(DOCS / "images" / "representations.png")
+    given = [table_of(representations), *([picture] if picture else []), table_of(few_labels)]
+    return [represent.cost_table(RECEIPTS / "represent-cost.json"), *given]
+
+
+def table_of(benchmark: ModuleType) -> str:
+    """A benchmark's own table, where it has left receipts."""
+    measured = any(benchmark.RECEIPTS.rglob("*.json"))
+    return benchmark.table_text() if measured else represent.UNMEASURED
+
+
 def line_row(line: Line) -> str:
-    paths = sorted(RECEIPTS.glob(line.receipt))
-    found = "; ".join(line.figure(load_receipt(path)) for path in paths) if paths else UNKNOWN
-    cells = (line.number, line.what, f"`python benchmarks/{line.script}`", f"`receipts/{line.receipt}`", found)
+    receipts = [load_receipt(path) for path in sorted(RECEIPTS.glob(line.receipt))]
+    figures = [line.figure(receipts)] if line.together else map(line.figure, receipts)
+    found = "; ".join(figures) if receipts else UNKNOWN
+    cells = (line.number, line.what, line.command, f"`receipts/{line.receipt}`", found)
     return "| " + " | ".join([*cells, line.target]) + " |"
 
 

@@ -7,11 +7,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
+from scrimp.data import load_images
+from scrimp.jobs.encoders import features_of, load_encoder
 from scrimp.receipts import Receipt, load_receipt
 from scrimp.report import find_receipts, summarise
+from scrimp.represent import knn_accuracy
 
 ROOT = Path(__file__).resolve().parent.parent
 EPOCHS, COUNT = 4, 90
@@ -31,9 +36,9 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+def run(*arguments: object, script: str = "own_loop.py") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-W", "error", "examples/own_loop.py", *map(str, arguments)],
+        [sys.executable, "-W", "error", f"examples/{script}", *map(str, arguments)],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -54,11 +59,12 @@ def own_loop(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[st
 
 
 def test_every_example_is_run_here() -> None:
-    assert [path.name for path in (ROOT / "examples").glob("*.py")] == ["own_loop.py"]
+    assert sorted(path.name for path in (ROOT / "examples").glob("*.py")) == ["own_loop.py", "own_pretraining.py"]
 
 
-def test_own_loop_is_short() -> None:
-    assert len((ROOT / "examples" / "own_loop.py").read_text().splitlines()) <= 80
+@pytest.mark.parametrize("name", ["own_loop.py", "own_pretraining.py"])
+def test_an_example_is_short(name: str) -> None:
+    assert len((ROOT / "examples" / name).read_text().splitlines()) <= 90
 
 
 def test_own_loop_learns_at_the_same_cost_either_way(own_loop: tuple[str, Path]) -> None:
@@ -91,3 +97,27 @@ def test_own_loop_says_what_is_wrong_with_its_data(tmp_path: Path) -> None:
     assert done.returncode != 0
     assert "expected" in done.stderr.splitlines()[-1]
     assert not (tmp_path / "own").exists()
+
+
+def test_own_pretraining_gives_an_encoder_that_scrimp_and_timm_load(photos: Path, tmp_path: Path) -> None:
+    options = ("--data", photos, "--model", "test_resnet", "--epochs", EPOCHS, "--out", tmp_path)
+    done = run(*options, script="own_pretraining.py")
+    assert done.returncode == 0, done.stderr
+    receipt = load_receipt(tmp_path / "receipt.json")
+    assert f"{receipt.quality['knn20_accuracy']:.4f}" in done.stdout
+    assert receipt.quality["knn20_accuracy"] > 0.8
+    assert receipt.cost.samples.value == EPOCHS * (2 * COUNT // 128) * 128
+    assert receipt.cost.flops.value > 1e6
+    assert receipt.cost.labels.value is None
+
+    weights = load_file(tmp_path / "weights.safetensors")
+    with torch.random.fork_rng(devices=[]):  # initial weights are drawn
+        timm.create_model("test_resnet", num_classes=0, in_chans=1).load_state_dict(weights)
+    encoder = load_encoder(tmp_path / "weights.safetensors")
+    data = load_images(str(photos))
+    accuracy = knn_accuracy(
+        *(features_of(encoder, data.train, device="cpu"), data.train.labels),
+        *(features_of(encoder, data.test, device="cpu"), data.test.labels),
+        k=20,
+    )
+    assert accuracy == pytest.approx(receipt.quality["knn20_accuracy"])

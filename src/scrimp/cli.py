@@ -164,7 +164,13 @@ def _distill(config: DistillConfig) -> int:
 def _probe(config: ProbeConfig) -> int:
     from scrimp.jobs.probe import probe
 
-    _show([_guard(lambda: probe(config), "probe")], config.json)
+    receipt = _guard(lambda: probe(config), "probe")
+    if config.json:
+        _show([receipt], as_json=True)
+        return 0
+    from scrimp.jobs.probe_table import probe_table
+
+    _console().print(probe_table(receipt))
     return 0
 
 

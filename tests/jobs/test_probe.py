@@ -194,5 +194,9 @@ def test_from_the_shell(weights, shape_folder, tmp_path, capsys, monkeypatch):
     assert cli.main([*usual, "--json", "--out", "run"]) == 0
     (shown,) = json.loads(capsys.readouterr().out)
     assert shown["quality"] == load_receipt(tmp_path / "run" / RECEIPT).quality
+    assert cli.main([*usual, "--out", "again"]) == 0
+    printed = capsys.readouterr().out
+    assert all(words in printed for words in ("1 nearest neighbour", "10 % of the labels", "linear classifier"))
+    assert f"{100 * shown['quality']['linear_accuracy']:.1f} %" in printed
     assert cli.main(["probe", "none.safetensors", str(shape_folder)]) == 2
     assert capsys.readouterr().err.count("\n") == 1

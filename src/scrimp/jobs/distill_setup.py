@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -26,8 +26,7 @@ from scrimp.jobs.encoders import Encoder
 from scrimp.jobs.engine import shared
 from scrimp.jobs.fit import Spent
 from scrimp.jobs.folder import CHECKPOINT, RECEIPT, plain
-from scrimp.jobs.pretrain import usable_labels_of
-from scrimp.jobs.pretrain_config import PretrainConfig
+from scrimp.jobs.labels import labelled_rows
 from scrimp.jobs.teacher_cache import read_index
 from scrimp.meter import Reading, count_flops
 from scrimp.primitives.errors import InputError
@@ -166,7 +165,7 @@ class Distillation:
 
     def _labelled(self) -> Tensor:
         """The images whose label may be used; the same for every method of one seed, of pretraining's as well."""
-        return (usable_labels_of(cast(PretrainConfig, self.config), self.data) >= 0).nonzero().flatten()
+        return labelled_rows(self.data, self.config.labelled, seed=self.config.seed)
 
     def _fitting(self, plan: Plan, folder: Path, told: Told) -> DistillFitting:
         preparation = Preparation(self._keeping, told=told)

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from scrimp.jobs.pretrain_config import PretrainConfig
 from scrimp.jobs.pseudo_labels import Labeller
 from scrimp.represent import (
-    NO_LABEL,
     EmbeddingCache,
     Memory,
     byol_loss,
@@ -169,11 +168,3 @@ class Objective:
         self.memory.push_(everyone, labels=every_label)
         place = (every_row[:, None] == rows.cpu()).float().argmax(0)
         return same_label(every_label[place.to(every_label.device)])
-
-
-def usable_labels(labels: Tensor, config: PretrainConfig, chosen: Tensor) -> Tensor:
-    """Labels that the loss may use: those of the ``chosen`` rows, elsewhere `NO_LABEL`."""
-    found = torch.full_like(labels, NO_LABEL)
-    if config.uses_labels:
-        found[chosen] = labels[chosen]
-    return found

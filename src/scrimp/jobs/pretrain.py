@@ -18,7 +18,8 @@ from scrimp.jobs.encoder_run import EncoderRun, load_data, new_encoder, resolve_
 from scrimp.jobs.engine import accelerated, shared
 from scrimp.jobs.fit import Spent
 from scrimp.jobs.folder import CHECKPOINT, choose_folder, plain, record_config
-from scrimp.jobs.learner import Objective, Online, embedding_width, make_online, make_target, usable_labels
+from scrimp.jobs.labels import usable_labels
+from scrimp.jobs.learner import Objective, Online, embedding_width, make_online, make_target
 from scrimp.jobs.pretrain_config import PretrainConfig
 from scrimp.jobs.pretrain_fit import (
     CACHE,
@@ -32,15 +33,11 @@ from scrimp.jobs.pretrain_fit import (
 from scrimp.jobs.progress import add_bar, figures, progress_bar
 from scrimp.jobs.setup import default_name
 from scrimp.meter import count_flops
-from scrimp.primitives.draw import generator_for
 from scrimp.primitives.errors import InputError
 from scrimp.receipts import Receipt
-from scrimp.represent.linear import few_label_rows
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-_LABELLED = 3  # key of the draw of labelled images
 
 
 def pretrain(
@@ -197,11 +194,7 @@ def new_online(config: PretrainConfig, data: ImageData) -> Online:
 
 def usable_labels_of(config: PretrainConfig, data: ImageData) -> torch.Tensor:
     """The labels the loss may use; the same images for every method of one seed."""
-    chosen = torch.arange(len(data.train))
-    if config.uses_labels and config.labelled < 1:
-        generator = generator_for(config.seed, _LABELLED)
-        chosen = few_label_rows(data.train.labels, fraction=config.labelled, generator=generator)
-    return usable_labels(data.train.labels, config, chosen)
+    return usable_labels(data, config.labelled if config.uses_labels else 0.0, seed=config.seed)
 
 
 def _trial(

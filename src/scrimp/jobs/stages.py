@@ -7,23 +7,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
-import torch
 from torch import Tensor
 
-from scrimp.data import ImageData
 from scrimp.jobs.budget import checked_budget
 from scrimp.jobs.config import StudyConfig
 from scrimp.jobs.fit import Spent
 from scrimp.jobs.folder import RECEIPT, WEIGHTS
+from scrimp.jobs.labels import labelled_rows
 from scrimp.jobs.once import Task, run_task
 from scrimp.jobs.setup import Setup
-from scrimp.primitives.draw import generator_for
 from scrimp.primitives.errors import InputError
 from scrimp.receipts import Receipt, load_receipt
 from scrimp.report.collect import STAGES
-from scrimp.represent.linear import few_label_rows
-
-_LABELLED = 3  # key of the draw of labelled images: pretraining's, so that both draw the same ones
 
 
 @dataclass(frozen=True)
@@ -195,13 +190,6 @@ def train_with(sampling: str, share: float = 1.0) -> Stage:
         checked_budget(context.budget, setup.cost.train * setup.config.batch_size)
 
     return Stage(sampling, share, run, check=check)
-
-
-def labelled_rows(data: ImageData, share: float, *, seed: int) -> Tensor:
-    """A stratified share of the training images, drawn by ``seed``, at least one a class: rows, int64, ascending."""
-    if share == 1:
-        return torch.arange(len(data.train))
-    return few_label_rows(data.train.labels, fraction=share, generator=generator_for(seed, _LABELLED))
 
 
 def _training(context: Context) -> Setup:

@@ -12,9 +12,9 @@ from scrimp.jobs.config import StudyConfig
 from scrimp.jobs.engine import finish, shared, start
 from scrimp.jobs.fit import Spent
 from scrimp.jobs.folder import REPORT, choose_folder, record_config
+from scrimp.jobs.labels import labelled_rows
 from scrimp.jobs.progress import add_bar, console, figures, progress_bar
 from scrimp.jobs.setup import Setup, default_name, prepare
-from scrimp.jobs.stages import labelled_rows
 from scrimp.jobs.ways import Context, Way, check_way, find_ways, run_way
 from scrimp.primitives.errors import InputError
 from scrimp.receipts import Receipt

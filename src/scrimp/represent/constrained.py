@@ -1,7 +1,7 @@
 """Constrained mean shift: the neighbours are sought only where something else vouches for them.
 
-Source: Tejankar, Koohpayegani, Navaneet, Abbasi Koohpayegani, Pirsiavash, "Constrained Mean Shift Using Distant yet
-Related Neighbors for Representation Learning", ECCV 2022 (arXiv 2112.04607).
+Source: Navaneet, Abbasi Koohpayegani, Tejankar, Pourahmadi, Subramanya and Pirsiavash, "Constrained Mean Shift Using
+Distant Yet Related Neighbors for Representation Learning", ECCV 2022 (arXiv 2112.04607).
 """
 
 from __future__ import annotations
