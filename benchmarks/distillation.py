@@ -179,6 +179,7 @@ def charged(receipt: Receipt, *, name: str, way: str, quality: dict[str, float |
         "passes": images / notes["training images"],
         "threads": torch.get_num_threads(),
         "student FLOPs an image": steps / images,
+        "teacher FLOPs share": 1 - steps / whole,
         "neighbours sought among": notes["training images"],
         "features": "of the weights file, float32, images as they are",
         "few-label draws": DRAWS,

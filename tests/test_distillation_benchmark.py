@@ -87,6 +87,8 @@ def test_every_way_leaves_a_receipt_that_charges_what_it_uses(tiny: Any, tmp_pat
         assert receipt.config["out"] is receipt.config["cache_folder"] is None
         assert receipt.config["data"] == "grey"
         assert receipt.baseline == (way == "scratch-1pct")
+        student = receipt.notes["student FLOPs an image"] * (receipt.cost.samples.value or 0)
+        assert receipt.notes["teacher FLOPs share"] == pytest.approx(1 - student / flops(receipt))
         assert str(tmp_path) not in tiny.path_of("grey", way, 0).read_text()
     one = found["head-4"].notes["teacher FLOPs an image"]
     for way in ("head-4", "head-1"):  # two views of 40 images, and 80 through the student

@@ -25,6 +25,7 @@ from scrimp.jobs.folder import CHECKPOINT, RECEIPT, REPORT, WEIGHTS
 from scrimp.jobs.models import create_model
 from scrimp.jobs.pretrain import usable_labels_of
 from scrimp.jobs.pretrain_config import PretrainConfig
+from scrimp.jobs.setup import prepare
 from scrimp.jobs.stages_probe import PROBE, load_probe
 from scrimp.jobs.study import study
 from scrimp.jobs.ways import find_ways
@@ -428,3 +429,24 @@ def test_two_processes_make_what_one_makes(tmp_path):
 
 if __name__ == "__main__":
     run(Path(sys.argv[1]))
+
+
+def test_minutes_are_shared_out_by_how_fast_each_way_is(shapes, monkeypatch):
+    """A way whose FLOPs take longer leaves fewer of them to every run; one of plain training changes nothing."""
+    from scrimp.jobs import study as module
+    from scrimp.jobs.pretrain import Pretraining
+
+    config = StudyConfig(ways=("uniform",), seeds=1, minutes=10.0, model="convnet-4", device="cpu", json=True)
+    accelerator = start(config, "cpu")
+    setup = prepare(config, shapes, accelerator)
+    monkeypatch.setattr(type(setup), "timed", lambda self: (0.01, 0.01))
+    usual = 0.01 / (setup.cost.train * config.batch_size)
+    monkeypatch.setattr(Pretraining, "seconds_a_flop", lambda self: 3 * usual)
+    monkeypatch.setattr(module.time, "perf_counter", lambda: 0.0)
+    budgets = []
+    for names in (("uniform",), ("pretrain+probe",), ("uniform", "pretrain+probe")):
+        order = dataclasses.replace(config, ways=names)
+        used = dataclasses.replace(setup, config=order)
+        budgets.append(module._budget(order, used, find_ways(names), 0.0))
+    assert budgets[0] / budgets[1] == pytest.approx(3, rel=0.01)
+    assert budgets[0] / budgets[2] == pytest.approx(4, rel=0.02)

@@ -72,9 +72,12 @@ def test_an_axis_no_curve_knows_has_no_button(make_study: Study) -> None:
 
 
 def test_loss_is_on_a_log_axis_with_its_unit(make_study: Study) -> None:
-    axis = training_curves(make_study()).layout.yaxis
+    study = make_study()
+    axis = training_curves(study).layout.yaxis
     assert axis.type == "log"
     assert "nats" in axis.title.text
+    distances = [replace(run, notes={**run.notes, "unit of train_loss": "distance"}) for run in study]
+    assert training_curves(distances).layout.yaxis.title.text == "train loss (distance, log)"
 
 
 def test_only_ways_with_tau_are_in_its_figure(make_study: Study) -> None:

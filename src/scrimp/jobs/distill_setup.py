@@ -96,6 +96,7 @@ class Distillation:
         baseline: bool = False,
         resume: bool = False,
         told: Told = lambda share: None,
+        drawn: bool = True,
     ) -> Receipt:
         """Train one student into ``folder``; a finished run is read back, an interrupted one goes on.
 
@@ -104,6 +105,7 @@ class Distillation:
             budget: FLOPs, the teachers' passes included.
             report: called after each step.
             told: see `scrimp.jobs.distill_prepare.Told`.
+            drawn: with pictures and a report.
         """
         if resume and (folder / RECEIPT).is_file():  # its plan is gone, and a new one is not to be left there
             return load_receipt(folder / RECEIPT)
@@ -116,6 +118,7 @@ class Distillation:
             seed=me.config.seed,
             budget=budget,
             baseline=baseline,
+            drawn=drawn,
             config={**plain(me.config), "budget_flops": budget},
             labels=len(me._labelled()) if me.config.uses_labels else 0,
             notes=me._notes(plan),
@@ -225,6 +228,7 @@ class Distillation:
             "teacher FLOPs if no features were found": fresh.flops(plan.views) + shown,
             "cache bytes": plan.views * len(self.data.train) * width * itemsize,
             "view": config.view,
+            "unit of train_loss": "squared distance of unit vectors" if config.method == "regression" else "nats",
         }
 
     def _seconds(self) -> tuple[float, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -129,8 +130,8 @@ class EncoderFitting(Fitting):
         words = about + ("; green: of the same class, red: of another." if named else ".")
         labels = self.data.test.labels if named else None
         return [
-            Section("Nearest neighbours", picture(neighbours, about), words),
-            embedding_section(test, labels, self.data.classes),
+            Section("Nearest neighbours", picture(neighbours, about), words, first=True),
+            replace(embedding_section(test, labels, self.data.classes), first=True),
         ]
 
     def clean(self) -> None:

@@ -44,6 +44,7 @@ class EncoderRun:
         config: resolved, for the receipt.
         labels: how many labels the run used.
         notes: further facts.
+        drawn: with pictures and a report.
     """
 
     name: str
@@ -55,6 +56,7 @@ class EncoderRun:
     config: dict[str, Any]
     labels: int
     notes: dict[str, Any] = field(default_factory=dict)
+    drawn: bool = True
 
 
 def load_data(config: EncoderConfig, source: Any, accelerator: Accelerator) -> ImageData:
@@ -141,9 +143,10 @@ def run_encoder(
             fitting.run(report)
         size = save_weights(fitting, run.folder / WEIGHTS, _metadata(fitting), part="backbone")
     receipt = _receipt(run, fitting, _cost(run, fitting, peak.reading, energy.reading, size))
-    sections = fitting.sections(run.folder)
+    sections = fitting.sections(run.folder) if run.drawn else []
     if fitting.accelerator.is_main_process:
-        write_report([receipt], run.folder / REPORT, sections=sections)
+        if run.drawn:
+            write_report([receipt], run.folder / REPORT, sections=sections)
         save_receipt(receipt, done)
         fitting.clean()
     fitting.accelerator.wait_for_everyone()

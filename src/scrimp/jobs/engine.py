@@ -107,6 +107,14 @@ def total(accelerator: Accelerator, value: float) -> float:
     return float(summed)
 
 
+def slowest(accelerator: Accelerator, *seconds: float) -> tuple[float, ...]:
+    """The largest of each of these over all processes."""
+    times = torch.tensor(seconds, device=accelerator.device)
+    if accelerator.num_processes > 1:
+        torch.distributed.all_reduce(times, torch.distributed.ReduceOp.MAX)
+    return tuple(times.tolist())
+
+
 @contextmanager
 def tracked(
     accelerator: Accelerator, trackers: tuple[str, ...], folder: Path, settings: dict[str, Any]

@@ -15,7 +15,7 @@ import torch
 from scrimp.data import ImageData
 from scrimp.jobs.budget import StepCost, seconds_a_step
 from scrimp.jobs.encoder_run import EncoderRun, load_data, new_encoder, resolve_budget, run_encoder
-from scrimp.jobs.engine import accelerated, shared
+from scrimp.jobs.engine import accelerated, shared, slowest
 from scrimp.jobs.fit import Spent
 from scrimp.jobs.folder import CHECKPOINT, choose_folder, plain, record_config
 from scrimp.jobs.labels import usable_labels
@@ -113,8 +113,12 @@ class Pretraining:
         seed: int | None = None,
         baseline: bool = False,
         resume: bool = False,
+        drawn: bool = True,
     ) -> Receipt:
-        """Train one encoder into ``folder``; a finished run is read back, an interrupted one goes on."""
+        """Train one encoder into ``folder``; a finished run is read back, an interrupted one goes on.
+
+        ``drawn``: with pictures and a report.
+        """
         config = self.config if seed is None else replace(self.config, seed=seed)
         run = EncoderRun(
             name=name,
@@ -123,9 +127,14 @@ class Pretraining:
             seed=config.seed,
             budget=budget,
             baseline=baseline,
+            drawn=drawn,
             config={**plain(config), "budget_flops": budget},
             labels=int((usable_labels_of(config, self.data) >= 0).sum()),
-            notes={"method": self.way, "memory": _memory_of(config, self.data)},
+            notes={
+                "method": self.way,
+                "memory": _memory_of(config, self.data),
+                "unit of train_loss": "squared distance of unit vectors",
+            },
         )
         make = functools.partial(self._fitting, config, folder, budget)
         return run_encoder(run, make, report, resume=resume)
@@ -156,10 +165,16 @@ class Pretraining:
             views=_views(config, self.data, self.views),
         )
 
+    def seconds_a_flop(self) -> float:
+        """Wall seconds of training a FLOP takes, measured; the slowest process's."""
+        step, _ = self._seconds()
+        return step / (self.cost.train * self.config.batch_size)
+
     def _seconds(self) -> tuple[float, float]:
-        """Wall seconds of one training step on this process, and of one look at the neighbours."""
+        """Wall seconds of one training step and of one forward pass, the slowest process's."""
         step, look = _trial(self.config, self.data, self.accelerator, rows=self._rows(), views=self.views)
-        return seconds_a_step(step, repeats=3), seconds_a_step(look, repeats=3)
+        train, shown = slowest(self.accelerator, seconds_a_step(step, repeats=3), seconds_a_step(look, repeats=3))
+        return train, shown
 
     def _rows(self) -> int:
         return self.config.batch_size // self.accelerator.num_processes

@@ -13,6 +13,7 @@ from torch import nn
 from scrimp.data import ImageData, load_images
 from scrimp.jobs import budget
 from scrimp.jobs.config import ModelConfig
+from scrimp.jobs.engine import slowest
 from scrimp.jobs.evaluate import EVALUATION_BATCH, ready
 from scrimp.jobs.models import create_model, load_weights_
 from scrimp.primitives.errors import InputError
@@ -53,11 +54,7 @@ class Setup:
         images, labels = self._sample(self._rows())
         shown, _ = self._sample(EVALUATION_BATCH)
         model = self.build_model(0).to(images.device).to(memory_format=torch.channels_last)
-        times = torch.tensor(budget.time_step(model, images, labels, shown=shown))
-        if self.accelerator.num_processes > 1:
-            times = times.to(images.device)
-            torch.distributed.all_reduce(times, torch.distributed.ReduceOp.MAX)
-        train, evaluate = times.tolist()
+        train, evaluate = slowest(self.accelerator, *budget.time_step(model, images, labels, shown=shown))
         return train, evaluate
 
     def _rows(self) -> int:

@@ -74,6 +74,10 @@ def _anything(context: Context) -> None:
     pass
 
 
+def _as_the_model(context: Context) -> float | None:
+    return None
+
+
 @dataclass(frozen=True)
 class Stage:
     """One step of a way.
@@ -84,6 +88,7 @@ class Stage:
         run: does the work; writes its receipt and weights to its folder.
         fixed: FLOPs that it takes whatever the budget is.
         check: refuses what it cannot do, before anything is written.
+        pace: measures the wall seconds a FLOP of it takes; ``None`` for those of the study's own training steps.
     """
 
     name: str
@@ -91,6 +96,7 @@ class Stage:
     run: Callable[[Context], Receipt]
     fixed: Callable[[Context], float] = _nothing
     check: Callable[[Context], None] = _anything
+    pace: Callable[[Context], float | None] = _as_the_model
 
 
 @dataclass(frozen=True)

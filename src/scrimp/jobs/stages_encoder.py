@@ -42,7 +42,7 @@ def pretrain_with(share: float, *, teacher: bool) -> Stage:
 
     def run(context: Context) -> Receipt:
         return prepared(context).run(
-            context.folder, context.budget, context.report, name=context.stage_name, resume=context.resume
+            context.folder, context.budget, context.report, name=context.stage_name, resume=context.resume, drawn=False
         )
 
     def check(context: Context) -> None:
@@ -51,7 +51,10 @@ def pretrain_with(share: float, *, teacher: bool) -> Stage:
             raise InputError(f"batches of at least {PretrainConfig.k} images to pretrain on", got, "raise --batch-size")
         checked_budget(context.budget, prepared(context).cost.train * context.config.batch_size)
 
-    return Stage("pretrain", share, run, check=check)
+    def pace(context: Context) -> float:
+        return prepared(context).seconds_a_flop()
+
+    return Stage("pretrain", share, run, check=check, pace=pace)
 
 
 def distill_with(share: float) -> Stage:
@@ -72,7 +75,13 @@ def distill_with(share: float) -> Stage:
             context.told(f"distill, teacher's features {100 * share:.0f} %")
 
         return setup.run(
-            context.folder, context.budget, context.report, name=context.stage_name, resume=context.resume, told=told
+            context.folder,
+            context.budget,
+            context.report,
+            name=context.stage_name,
+            resume=context.resume,
+            told=told,
+            drawn=False,
         )
 
     def check(context: Context) -> None:

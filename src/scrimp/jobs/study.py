@@ -57,7 +57,7 @@ def study(
     name = default_name("study", source)
     folder = shared(accelerator, lambda: choose_folder(config.out, name, resume=config.resume))
     setup = prepare(config, source, accelerator)
-    wanted = {} if config.resume else {_BUDGET: _budget(config, setup, time.perf_counter() - begin)}
+    wanted = {} if config.resume else {_BUDGET: _budget(config, setup, ways, begin)}
     if not config.resume:
         for way in ways:  # nothing is written before all is known to work
             check_way(way, _context(way, setup, config.seed, name=name, folder=folder, budget=wanted[_BUDGET]))
@@ -146,19 +146,31 @@ class _Shower:
             self.progress.update(self.bar, description=f"{way}, seed {seed}: {words}")
 
 
-def _budget(config: StudyConfig, setup: Setup, used: float) -> float:
+def _budget(config: StudyConfig, setup: Setup, ways: list[Way], begin: float) -> float:
     """FLOPs of each run: from the minutes of the whole study, from --flops, or the smaller of both."""
     batch_flops = setup.cost.train * config.batch_size
     budgets = [config.flops] if config.flops is not None else []
     if config.minutes is not None or not budgets:
         minutes = 3.0 if config.minutes is None else config.minutes
         train_seconds, eval_seconds = setup.timed()
+        paces = [_pace(way, setup, train_seconds / batch_flops) for way in ways]
+        used = time.perf_counter() - begin
         budgets.append(
             flops_in(
                 (minutes * 60 * _RESERVE - used) / (len(config.ways) * config.seeds),
                 batch_flops,
-                train_seconds=train_seconds,
+                train_seconds=sum(paces) / len(paces) * batch_flops,
                 extra_seconds=setup.run_extra_seconds(eval_seconds),
             )
         )
     return checked_budget(min(budgets), batch_flops)
+
+
+def _pace(way: Way, setup: Setup, usual: float) -> float:
+    """Wall seconds a FLOP of this way takes; stages that cannot tell take as long as the slowest of those that can."""
+    context = _context(way, setup, 0, name="", folder=Path(), budget=0.0)
+    found = {stage.name: stage.pace(context) for stage in way.stages}
+    slowest = max([usual, *(pace for pace in found.values() if pace is not None)])
+    if len(way.stages) == 1:
+        return found[way.stages[0].name] or usual
+    return sum(stage.share * (found[stage.name] or slowest) for stage in way.stages)

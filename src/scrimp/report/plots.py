@@ -43,7 +43,10 @@ def training_curves(receipts: Sequence[Receipt], *, drawn: Looks | None = None) 
     figure = _curves(receipts, "train_loss", ("samples", "flops"), drawn)
     known = [y for trace in figure.data for y in trace.y if y > 0]
     narrow = bool(known) and max(known) < 20 * min(known)
-    figure.update_yaxes(title_text="train loss (nats, log)", type="log", tickformat=".3~g")
+    units_of_loss = {str(run.notes.get("unit of train_loss", "nats")) for run in receipts} or {"nats"}
+    figure.update_yaxes(
+        title_text=f"train loss ({', '.join(sorted(units_of_loss))}, log)", type="log", tickformat=".3~g"
+    )
     # Every digit is labelled over little more than a decade; over more, 1, 2 and 5, the others as bare lines.
     figure.update_yaxes(
         dtick="D1" if narrow else "D2", minor={"dtick": "D1", "showgrid": not narrow, "gridcolor": GRID}
