@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 import tyro
 
+from representations import spread
 from scrimp.data import ImageData, load_images
 from scrimp.jobs.distill import distill
 from scrimp.jobs.distill_config import DistillConfig
@@ -113,13 +114,6 @@ def load(way: str, share: float) -> list[Receipt]:
     """The receipts there are, seed by seed."""
     paths = [path_of(way, share, seed) for seed in range(9)]
     return [load_receipt(path) for path in paths if path.is_file()]
-
-
-def spread(receipts: list[Receipt], name: str) -> str:
-    values = [100 * value for item in receipts if (value := item.quality.get(name)) is not None]
-    if len(values) < 2:
-        return f"{values[0]:.1f}" if values else "-"
-    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
 
 
 def table_text() -> str:

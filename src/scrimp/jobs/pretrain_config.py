@@ -69,7 +69,6 @@ class EncoderConfig(JobConfig):
 
     ema: ClassVar[None] = None
     augment: ClassVar[str] = "none"
-    _ranges: ClassVar[tuple[str, ...]] = ()
 
     def check(self) -> None:
         """Refuse numbers that no run can mean.
