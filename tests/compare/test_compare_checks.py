@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from adapt_twins import BROKEN_ADAPT
 from represent_twins import BROKEN_REPRESENT
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -216,6 +217,7 @@ BROKEN = [
     ("improved-clustered", {"attention": without_gradient_by_mass}, "groups given: gradients"),
     ("improved-clustered", {"attention": short_of_keys}, "top-k of all keys against softmax: output"),
     *BROKEN_REPRESENT,
+    *BROKEN_ADAPT,
     ("flop-counter", {"count": by_torch}, "forward, relative"),
     ("flop-counter", {"count": lambda fn: dataclasses.replace(count_flops(fn), missed=("aten::mm",))}, "missed"),
 ]
@@ -258,7 +260,7 @@ def test_the_deviation_is_that_of_all_outcomes() -> None:
 ATTENTION = ["linear", "recurrent", "clustered", "improved-clustered"]
 REPRESENT = ["mean-shift", "constrained-mean-shift", "regression"]
 EXTRA = {"importance-sampling": {"steps": 1}, "flop-counter": {}, **{name: {"tokens": 1024} for name in ATTENTION}}
-EXTRA.update({name: {} for name in REPRESENT})
+EXTRA.update({name: {} for name in [*REPRESENT, "nola"]})
 
 
 @pytest.fixture(scope="module")
@@ -274,7 +276,7 @@ def test_attention_does_less_work_than_softmax(name: str, built) -> None:
     assert count_flops(sides.method).missed == ()
 
 
-@pytest.mark.parametrize("name", [name for name in ROWS if name not in (*ATTENTION, *REPRESENT)])
+@pytest.mark.parametrize("name", [name for name in ROWS if name not in (*ATTENTION, *REPRESENT, "nola")])
 def test_both_sides_do_comparable_work(name: str, built) -> None:
     sides = built[name]
     sides.method()
@@ -282,6 +284,15 @@ def test_both_sides_do_comparable_work(name: str, built) -> None:
     # One presampled step also scores three batches, a forward pass each.
     more = 3 * 64 * forward_flops() if name == "importance-sampling" else 0
     assert ours == theirs + more > 0
+
+
+def test_combining_bases_adds_little_to_loras_work(built) -> None:
+    """Twice the entries of the factors times 8 + 8, forward and backward, beside 256 tokens through all layers."""
+    ours, theirs = count_flops(built["nola"].method), count_flops(built["nola"].baseline)
+    assert ours.missed == theirs.missed == ()
+    entries = 8 * 4 * (192 + 768)
+    assert ours.value - theirs.value == pytest.approx(2 * 2 * 16 * entries, rel=0.1)
+    assert theirs.value < ours.value < 1.01 * theirs.value
 
 
 def forward_flops() -> int:

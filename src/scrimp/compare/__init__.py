@@ -5,7 +5,7 @@ One explicit list. A method joins by a module with ``check`` and ``sides`` and o
 
 from __future__ import annotations
 
-from scrimp.compare import attention, flops, history, importance, presample, prune, represent
+from scrimp.compare import adapt, attention, flops, history, importance, presample, prune, represent
 from scrimp.compare.comparison import Comparison, Finding, Sides
 from scrimp.primitives.errors import InputError
 
@@ -99,6 +99,14 @@ COMPARISONS: tuple[Comparison, ...] = (
         baseline="logit distillation",
         check=represent.check_regression,
         sides=represent.sides_regression,
+    ),
+    Comparison(
+        name="nola",
+        method="NOLA",
+        reference="bases one by one",
+        baseline="LoRA of the same rank",
+        check=adapt.check,
+        sides=adapt.sides,
     ),
     Comparison(
         name="flop-counter",

@@ -16,6 +16,7 @@
 #include "clustered_attention.hpp"
 #include "dot.hpp"
 #include "linear_attention.hpp"
+#include "philox.hpp"
 #include "simd.hpp"
 
 namespace nb = nanobind;
@@ -75,5 +76,7 @@ NB_MODULE(_native, module) {
     module.def("gradient_norm_bound", &gradient_norm_bound);
     scrimp::bind_linear_attention(module);
     scrimp::bind_clustered_attention(module);
+    scrimp::bind_philox(module);
+    scrimp::bind_orthogonal(module);
     module.def("dot", &dot, "a"_a.noconvert(), "b"_a.noconvert());
 }
