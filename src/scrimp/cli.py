@@ -16,8 +16,10 @@ from typing import Annotated, Any
 import tyro
 
 from scrimp import __version__
+from scrimp.jobs.adapt_config import AdaptConfig
 from scrimp.jobs.config import CompareConfig, ReportConfig, StudyConfig, TrainConfig
 from scrimp.jobs.distill_config import DistillConfig
+from scrimp.jobs.merge_config import MergeConfig
 from scrimp.jobs.pixels_config import PixelsSampleConfig, PixelsTrainConfig
 from scrimp.jobs.pretrain_config import PretrainConfig
 from scrimp.jobs.probe_config import ProbeConfig
@@ -30,6 +32,8 @@ _CONFIGS: dict[str, type] = {
     "pretrain": PretrainConfig,
     "distill": DistillConfig,
     "probe": ProbeConfig,
+    "adapt": AdaptConfig,
+    "merge": MergeConfig,
     "swap": SwapConfig,
     "pixels train": PixelsTrainConfig,
     "pixels sample": PixelsSampleConfig,
@@ -174,6 +178,25 @@ def _probe(config: ProbeConfig) -> int:
     return 0
 
 
+def _adapt(config: AdaptConfig) -> int:
+    from scrimp.jobs.adapt import adapt
+
+    _show(_guard(lambda: adapt(config), "adapt"), config.json)
+    return 0
+
+
+def _merge(config: MergeConfig) -> int:
+    from scrimp.jobs.merge import merge
+
+    done = merge(config)
+    if config.json:
+        print(json.dumps({**dataclasses.asdict(done), "path": str(done.path)}, indent=2))
+        return 0
+    _say(f"merged {done.weights} weights into {done.path}", quiet=False)
+    _say(f"largest difference of a batch's outputs: {done.difference:.2g} of {done.largest:.3g}", quiet=False)
+    return 0
+
+
 def _swap(config: SwapConfig) -> int:
     from scrimp.jobs.folder import REPORT
     from scrimp.jobs.swap import swap
@@ -259,6 +282,8 @@ _COMMANDS: dict[type, Callable[[Any], int]] = {
     PretrainConfig: _pretrain,
     DistillConfig: _distill,
     ProbeConfig: _probe,
+    AdaptConfig: _adapt,
+    MergeConfig: _merge,
     SwapConfig: _swap,
     PixelsTrainConfig: _pixels_train,
     PixelsSampleConfig: _pixels_sample,

@@ -14,15 +14,19 @@ from safetensors.numpy import load_file
 from test_distributed import HERE, torchrun
 
 from conftest import CLASSES, draw
+from scrimp.adapt import load_adapter_
 from scrimp.data import ImageData, TensorImages
-from scrimp.jobs import stages, stages_probe
+from scrimp.jobs import stages, stages_adapt, stages_probe
+from scrimp.jobs.adapt_models import image_subject
+from scrimp.jobs.adapt_run import ADAPTER
 from scrimp.jobs.config import StudyConfig
 from scrimp.jobs.distill_fit import DistillFitting
 from scrimp.jobs.encoders import features_of, load_encoder
 from scrimp.jobs.engine import start
+from scrimp.jobs.evaluate import ready
 from scrimp.jobs.fit import Fitting
 from scrimp.jobs.folder import CHECKPOINT, RECEIPT, REPORT, WEIGHTS
-from scrimp.jobs.models import create_model
+from scrimp.jobs.models import create_model, load_weights_
 from scrimp.jobs.pretrain import usable_labels_of
 from scrimp.jobs.pretrain_config import PretrainConfig
 from scrimp.jobs.setup import prepare
@@ -34,7 +38,14 @@ from scrimp.primitives.errors import InputError
 from scrimp.receipts import load_receipt
 from scrimp.report import find_receipts, render_table, write_report
 
-WAYS = ("uniform", "pretrain+probe", "pretrain+distill+probe", "pretrain+uniform", "pretrain+distill+history")
+WAYS = (
+    "uniform",
+    "pretrain+probe",
+    "pretrain+distill+probe",
+    "pretrain+uniform",
+    "pretrain+distill+history",
+    "pretrain+adapt",
+)
 BUDGET = 4e8
 USUAL = {
     "model": "convnet-4",
@@ -120,6 +131,7 @@ def test_shares_of_the_budget(done):
         "pretrain+distill+probe": (0.6 * rest["pretrain+distill+probe"], 0.4 * rest["pretrain+distill+probe"]),
         "pretrain+uniform": (0.8 * BUDGET, 0.2 * BUDGET),
         "pretrain+distill+history": (0.48 * BUDGET, 0.32 * BUDGET, 0.2 * BUDGET),
+        "pretrain+adapt": (0.8 * BUDGET, 0.2 * BUDGET),
     }
     for way, wanted in shares.items():
         for part, most in zip(stage_receipts(done[0], way).values(), wanted, strict=False):
@@ -190,6 +202,48 @@ def test_training_on_starts_from_the_encoder(done, monkeypatch, tmp_path, shapes
         wanted = fresh[key].numpy() if key.startswith("head.") else encoder[key]
         np.testing.assert_array_equal(value.numpy(), wanted)
     assert any((fresh[key].numpy() != value).any() for key, value in encoder.items())
+
+
+def test_adapting_leaves_the_encoder_and_a_merged_classifier(shapes, done):
+    """The adapter on the pretrained encoder answers as the weights that the way ends in."""
+    home = done[0] / "pretrain+adapt" / "seed-0"
+    parts = home / "stages"
+    model = image_subject(load_encoder(parts / "pretrain"), CLASSES).build(7)
+    load_adapter_(model, parts / "adapt" / ADAPTER)
+    merged = create_classifier(home / WEIGHTS)
+    shown = ready(shapes.test.batch(torch.arange(96)), shapes, torch.device("cpu"))
+    with torch.no_grad():
+        ours, theirs = model.eval()(shown), merged.eval()(shown)
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    accuracy = float((theirs.argmax(1) == shapes.test.labels).float().mean())
+    assert accuracy == pytest.approx(done[1]["pretrain+adapt"].quality["test_accuracy"], abs=0.02)
+    encoder, final = load_file(parts / "pretrain" / WEIGHTS), load_file(home / WEIGHTS)
+    moved = {key for key, value in encoder.items() if (final[key] != value).any()}
+    assert moved == {f"features.{place}.weight" for place in (0, 3, 7)}
+    assert done[1]["pretrain+adapt"].notes["trained numbers"] > 0
+
+
+def create_classifier(path: Path) -> torch.nn.Module:
+    with torch.random.fork_rng([]):
+        model = create_model("convnet-4", classes=3, channels=1, size=16)
+    assert load_weights_(model, path) == []
+    return model
+
+
+def test_an_adapted_run_that_was_killed_before_its_merge_goes_on(shapes, tmp_path, monkeypatch):
+    settings = {"ways": ("uniform", "pretrain+adapt"), "flops": 1.5e8}
+
+    def dying(setup, context):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stages_adapt, "_write_merged", dying)
+        with pytest.raises(Killed):
+            study(config(tmp_path / "killed", **settings), data=shapes)
+    study(config(tmp_path / "killed", **settings, resume=True), data=shapes)
+    study(config(tmp_path / "whole", **settings), data=shapes)
+    killed, whole = (tmp_path / name / "pretrain+adapt" / "seed-0" / WEIGHTS for name in ("killed", "whole"))
+    assert killed.read_bytes() == whole.read_bytes()
 
 
 def test_the_same_labelled_images_for_every_way(shapes, tmp_path, monkeypatch):
@@ -348,6 +402,9 @@ def test_tables_and_reports_bear_losses_that_are_unknown(done, tmp_path):
         ("uniform+probe", "pretrain before"),
         ("pretrain+probe+uniform", "nothing after probe"),
         ("pretrain+history+probe", "nothing after history"),
+        ("adapt", "pretrain\\+adapt"),
+        ("pretrain+adapt+probe", "nothing after adapt"),
+        ("uniform+adapt", "pretrain before"),
         ("pretrain+pretrain+probe", "at most once"),
         ("pretrain+distill+distill+probe", "at most once"),
     ],

@@ -136,9 +136,10 @@ class StudyConfig(JobConfig, ModelConfig):
     ways: tuple[str, ...] = ("uniform", "history", "prune", "presample")
     """Which ways to compare; the first is the conventional one. Each is a sampling way (uniform, history, prune,
     presample) or stages joined by "+": pretrain (an encoder from all images, no labels), distill (from it into the
-    model), and at the end probe (a linear classifier on its features) or a sampling way (training it all), such as
-    pretrain+probe, pretrain+distill+probe, pretrain+uniform. The optimiser's settings and augmentation are of the
-    sampling ways; pretrain and distill keep their jobs' own."""
+    model), and at the end probe (a linear classifier on its features), adapt (a classifier and a few numbers, the rest
+    frozen) or a sampling way (training it all), such as pretrain+probe, pretrain+adapt, pretrain+distill+probe,
+    pretrain+uniform. The optimiser's settings and augmentation are of the sampling ways; the other stages keep their
+    jobs' own."""
     labelled: float = 1.0
     """Share of the training images whose label may be used: the same of every class, at least one each. Pretraining and
     distilling see all images, without labels; everything else only the labelled ones, at the same budget (a step takes

@@ -162,7 +162,7 @@ def spread(accelerator: Accelerator, model: nn.Module, parallel: str) -> nn.Modu
 
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     model = model.to(accelerator.device)
-    for child in _blocks(model):
+    for child in reversed(_blocks(model)):  # a unit inside another one has to be made first
         fully_shard(child, mesh=mesh)
     fully_shard(model, mesh=mesh)
     check_sharded(model.parameters())

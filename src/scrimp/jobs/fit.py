@@ -146,7 +146,7 @@ class Fitting:
             InputError: it is damaged or of another run.
         """
         state = load_checkpoint(self.checkpoint)
-        restore_training_state_(self.model, self.raw_optimizer, (state["model"], state["optimizer"]))
+        self._restore((state["model"], state["optimizer"]))
         self.sampler.load_state_dict(state["sampler"])
         self.spent = Spent(**state["spent"])
         self.spent.resumes += 1
@@ -161,7 +161,7 @@ class Fitting:
 
     def save(self) -> None:
         """Write the checkpoint; on every rank, since shards are gathered."""
-        model, optimizer = gather_training_state(self.model, self.raw_optimizer)
+        model, optimizer = self._gathered()
         state = {
             "model": model,
             "optimizer": optimizer,
@@ -242,6 +242,14 @@ class Fitting:
 
     def _clip(self) -> None:
         """Bound the gradients, where the job does."""
+
+    def _gathered(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Model and optimiser as a checkpoint holds them, whole whatever the sharding; on every rank."""
+        return gather_training_state(self.model, self.raw_optimizer)
+
+    def _restore(self, states: tuple[dict[str, Any], dict[str, Any]]) -> None:
+        """Take up what `_gathered` gave."""
+        restore_training_state_(self.model, self.raw_optimizer, states)
 
     def _more_state(self) -> dict[str, Any]:
         """What else a checkpoint of the job holds; called on every rank."""

@@ -92,8 +92,8 @@ def _run(context: Context) -> Receipt:
         fit = functools.partial(_fitted, features, data.train.labels[labelled], len(data.classes))
         probe = shared(accelerator, fit)
         seconds, cpu_seconds = time.perf_counter() - begin, time.process_time() - cpu
-    flops = shared(accelerator, lambda: _counted(encoder, data.train, len(rows), fit))
-    size = shared(accelerator, lambda: _save(probe, context.folder / PROBE, data.classes))
+    flops = shared(accelerator, lambda: counted_passes(encoder, data.train, len(rows), fit))
+    size = shared(accelerator, lambda: save_probe(probe, context.folder / PROBE, data.classes))
     cost = Cost(
         seconds=Reading(seconds, HOW["seconds"]),
         cpu_seconds=Reading(total(accelerator, cpu_seconds), HOW["cpu_seconds"]),
@@ -105,7 +105,7 @@ def _run(context: Context) -> Receipt:
         labels=Reading(float(len(labelled)), HOW["labels"]),
     )
     test = _features(encoder, data.test, torch.arange(len(data.test)), context)
-    quality = _quality(probe, (features[: len(labelled)], data.train.labels[labelled]), (test, data.test.labels))
+    quality = probe_quality(probe, (features[: len(labelled)], data.train.labels[labelled]), (test, data.test.labels))
     receipt = _receipt(context, quality, cost)
     if accelerator.is_main_process:
         save_receipt(receipt, done)
@@ -126,7 +126,7 @@ def _fitted(features: Tensor, labels: Tensor, classes: int) -> LinearProbe:
     return fit_linear_probe(features[: len(labels)], labels, classes=classes, unlabelled=features)
 
 
-def _counted(encoder: Encoder, images: Images, rows: int, fit: Callable[[], Any]) -> Reading:
+def counted_passes(encoder: Encoder, images: Images, rows: int, fit: Callable[[], Any]) -> Reading:
     """FLOPs of the forward passes and of the classifier, which is fitted again for it: counting slows it down."""
     _linear_algebra()
     few = torch.arange(min(_COUNTED, len(images)))
@@ -153,13 +153,16 @@ def _linear_algebra() -> None:
             register_flops(operator, formula)
 
 
-def _save(probe: LinearProbe, path: Path, classes: tuple[str, ...]) -> int:
+def save_probe(probe: LinearProbe, path: Path, classes: tuple[str, ...]) -> int:
+    """Write the classifier; returns the file's bytes."""
     content = pack_weights(vars(probe), {"format": "pt", "kind": "linear probe", "classes": "\n".join(classes)})
     write_atomic(path, content)
     return len(content)
 
 
-def _quality(probe: LinearProbe, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> dict[str, float | None]:
+def probe_quality(
+    probe: LinearProbe, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]
+) -> dict[str, float | None]:
     """Accuracy and mean cross-entropy in nats, as of any classifier."""
     logits = probe.logits(test[0])
     return {

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from scrimp.jobs.sampling import SAMPLINGS
 from scrimp.jobs.stages import Context, Stage, Way, check_way, run_way, train_with
+from scrimp.jobs.stages_adapt import adapt_with
 from scrimp.jobs.stages_encoder import distill_with, pretrain_with
 from scrimp.jobs.stages_probe import probe_stage
 from scrimp.jobs.stages_receipt import join_stages
@@ -25,7 +26,8 @@ __all__ = [
 ]
 
 TRAIN_SHARE = 0.2
-"""Of a run's budget, what a sampling way gets that trains on from an encoder. A probe's passes are taken off first."""
+"""Of a run's budget, what adapt or a sampling way gets that trains on from an encoder. A probe's passes are taken off
+first."""
 DISTILL_SHARE = 0.4
 """Of what is left for the encoder, what distilling gets, the teacher's passes included; pretraining gets the rest."""
 
@@ -36,11 +38,12 @@ WAYS: tuple[Way, ...] = (
     Way("presample", "importance sampling from a larger scored batch, when that pays", (train_with("presample"),)),
 )
 
-_ENDS = ("probe", *SAMPLINGS)
+_ENDS = ("probe", "adapt", *SAMPLINGS)
 _ABOUT = {
     "pretrain": "an encoder from images without labels",
     "distill": "taught to the model",
     "probe": "a linear classifier on its features",
+    "adapt": "a classifier on it and a few numbers in it trained, the rest frozen",
 }
 
 
@@ -54,7 +57,8 @@ def find_ways(names: tuple[str, ...]) -> list[Way]:
     strangers = [name for name in names if name not in known and "+" not in name]
     if strangers or not names or len(set(names)) != len(names):
         got = strangers[0] if strangers else " ".join(names) or "none"
-        wanted = f"different ways out of: {', '.join(known)}, pretrain+probe, pretrain+distill+probe and the like"
+        joined = "pretrain+probe, pretrain+adapt, pretrain+distill+probe and the like"
+        wanted = f"different ways out of: {', '.join(known)}, {joined}"
         raise InputError(wanted, got, "see scrimp study --help")
     return [known[name] if name in known else _joined(name) for name in names]
 
@@ -62,12 +66,13 @@ def find_ways(names: tuple[str, ...]) -> list[Way]:
 def _joined(name: str) -> Way:
     parts = name.split("+")
     _check_order(name, parts)
-    last = TRAIN_SHARE if parts[-1] in SAMPLINGS else 0.0
+    last = 0.0 if parts[-1] == "probe" else TRAIN_SHARE
     distill = DISTILL_SHARE * (1 - last) if "distill" in parts else 0.0
     made = {
         "pretrain": pretrain_with(1 - last - distill, teacher="distill" in parts),
         "distill": distill_with(distill),
         "probe": probe_stage(),
+        "adapt": adapt_with(last),
         **{sampling: train_with(sampling, last) for sampling in SAMPLINGS},
     }
     about = ", ".join(_ABOUT.get(part, f"all of it trained on, {part}") for part in parts)
@@ -82,7 +87,7 @@ def _check_order(name: str, parts: list[str]) -> None:
         f"stages out of: {', '.join(stages)}": bool(strangers),
         "each stage at most once in a way": len(set(parts)) < len(parts),
         "pretrain before all that builds on an encoder": parts[0] != "pretrain",
-        "a way that ends in probe or a sampling way": parts[-1] not in _ENDS,
+        "a way that ends in probe, adapt or a sampling way": parts[-1] not in _ENDS,
         f"nothing after {ends[0] if ends else 'the end'}": len(ends) > 1,
     }
     for wanted, wrong in broken.items():
