@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import adapt_tables as adapt
 import attention_tables as attention
 import represent_tables as represent
 from scrimp.receipts import Receipt
@@ -205,6 +206,52 @@ REPRESENT_LINES = (
         "probe-agreement.json",
         represent.agreement,
         "within 0.1 point",
+    ),
+)
+ADAPT_LINES = (
+    Line(
+        "1",
+        "NOLA's best file of at most a tenth of LoRA r4's bytes, against LoRA r4",
+        "adapters.py run",
+        "adapters/*/*.json",
+        adapt.beside_lora,
+        "within 0.5 points, or 1 % of perplexity",
+        together=True,
+    ),
+    Line(
+        "1",
+        "NOLA's numbers stored at 4 bits, against the same at 32",
+        "adapters.py run",
+        "adapters/*/*.json",
+        adapt.rounding,
+        "no measurable loss",
+        together=True,
+    ),
+    Line(
+        "1",
+        "CPU time of a training step over LoRA r4's, in turns",
+        "adapters.py step-time",
+        "adapters/*/step-time/*.json",
+        adapt.step_times,
+        "at most 1.2x",
+        together=True,
+    ),
+    Line(
+        "2",
+        "accuracy against bytes from 1 to 100 KB: NOLA's files beside others at least as large",
+        "adapters.py run",
+        "adapters/*/*.json",
+        adapt.curve_above,
+        "above every tuner of peft",
+        together=True,
+    ),
+    Line(
+        "4",
+        "peak memory of training, bases made anew in every pass; switching among 1,000 adapters on a ViT-Ti",
+        "adapter_memory.py",
+        "adapter-memory.json",
+        adapt.memory,
+        "at most 1.05x LoRA's; under 5 ms, nothing lost",
     ),
 )
 

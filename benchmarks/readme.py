@@ -13,13 +13,14 @@ from types import ModuleType
 
 import tyro
 
+import adapt_tables as adapt
 import attention_tables as attention
 import distillation
 import few_labels
 import importance_sampling as sampling
 import represent_tables as represent
 import representations
-from acceptance import ATTENTION_LINES, LINES, REPRESENT_LINES, Line
+from acceptance import ADAPT_LINES, ATTENTION_LINES, LINES, REPRESENT_LINES, Line
 from scrimp.primitives.errors import InputError
 from scrimp.primitives.files import write_atomic
 from scrimp.receipts import load_receipt
@@ -51,7 +52,8 @@ def tables() -> str:
     training = ["## Training under a fixed budget", "", *head, first, second, *others, "", *setting_rows()]
     attentive = ["## Attention", "", *head, *map(line_row, ATTENTION_LINES)]
     learning = ["## Representations", "", *head, *map(line_row, REPRESENT_LINES)]
-    return "\n".join([*training, "", *attentive, "", *learning])
+    adapting = ["## Adapters", "", *head, *map(line_row, ADAPT_LINES)]
+    return "\n".join([*training, "", *attentive, "", *learning, "", *adapting])
 
 
 def cards() -> dict[Path, str]:
@@ -67,6 +69,7 @@ def cards() -> dict[Path, str]:
         ),
         DOCS / "self-supervised.md": "\n\n".join(learned_tables()),
         DOCS / "distillation.md": table_of(distillation),
+        DOCS / "adapters.md": adapt.card(RECEIPTS),
     }
 
 

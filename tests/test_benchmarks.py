@@ -24,6 +24,9 @@ HELPERS = {
     "peers.py",
     "attention_tables.py",
     "represent_tables.py",
+    "adapt_tables.py",
+    "adapt_tasks.py",
+    "adapt_ways.py",
     "acceptance.py",
     "distillation_teachers.py",
 }
@@ -74,13 +77,14 @@ def test_the_page_names_every_benchmark_and_its_receipt(readme: ModuleType) -> N
     assert [line.number for line in readme.LINES] == ["1", "3", "3", "4", "4"]
     assert [line.number for line in readme.ATTENTION_LINES] == ["1", "2", "3", "4"]
     assert [line.number for line in readme.REPRESENT_LINES] == ["1", "2", "3", "4", "6"]
-    for line in (*readme.LINES, *readme.ATTENTION_LINES, *readme.REPRESENT_LINES):
+    assert [line.number for line in readme.ADAPT_LINES] == ["1", "1", "1", "2", "4"]
+    for line in (*readme.LINES, *readme.ATTENTION_LINES, *readme.REPRESENT_LINES, *readme.ADAPT_LINES):
         path = FOLDER / line.script.split()[0]
         if not path.is_file():
             assert readme.line_row(line).split(" | ")[2:5:2] == ["-", readme.UNKNOWN]
             continue
         script = path.read_text(encoding="utf-8")
-        folder, _, file = line.receipt.removesuffix("/*/*.json").rpartition("/")
+        folder, _, file = line.receipt.removesuffix("/*/*.json").removesuffix("/*/step-time/*.json").rpartition("/")
         assert file in script or file == "*.json"
         assert not folder or f'"{folder}"' in script
 
@@ -97,12 +101,13 @@ def test_every_script_has_help(name: str, monkeypatch: pytest.MonkeyPatch, capsy
 
 def test_what_was_not_measured_says_so(readme: ModuleType, receipts: Path) -> None:
     rows = [row for row in readme.tables().splitlines() if row.startswith("| ") and "`receipts/" in row]
-    assert len(rows) == len(readme.LINES) + 1 + len(readme.ATTENTION_LINES) + len(readme.REPRESENT_LINES)
+    lines = (*readme.LINES, *readme.ATTENTION_LINES, *readme.REPRESENT_LINES, *readme.ADAPT_LINES)
+    assert len(rows) == len(lines) + 1
     assert all(readme.UNKNOWN in row for row in rows)
     assert all(cell == readme.UNKNOWN for cell in setting_row(readme, "history")[:2])
     cards = {path.name: text for path, text in readme.cards().items()}
     assert cards["self-supervised.md"].count(readme.represent.UNMEASURED) == 3
-    assert cards["distillation.md"] == readme.represent.UNMEASURED
+    assert cards["distillation.md"] == cards["adapters.md"] == readme.represent.UNMEASURED
 
 
 def test_a_share_is_interpolated_and_accuracy_paired_by_seed(readme: ModuleType, receipts: Path) -> None:
