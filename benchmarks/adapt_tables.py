@@ -200,7 +200,11 @@ def curve(out: Path, task: str) -> Any:
 
     figure, ways = empty_figure(), loaded(out, task)
     points = {way: (size_of(runs), statistics.fmean(values_of(task, runs))) for way, runs in ways.items()}
-    lines = {"NOLA, 32 bits": lambda way: not way.endswith("bit"), "NOLA, 4 bits": lambda way: way.endswith("-4bit")}
+    lines = {
+        "NOLA, 32 bits": lambda way: not way.endswith("bit"),
+        "NOLA, 4 bits": lambda way: way.endswith("-4bit"),
+        "NOLA, 2 bits": lambda way: way.endswith("-2bit"),
+    }
     for (label, wanted), colour in zip(lines.items(), COLOURS, strict=False):
         mine = [at for way, at in points.items() if way.startswith(OURS) and "trained" not in way and wanted(way)]
         x, y = zip(*sorted(mine), strict=True) if mine else ((), ())

@@ -292,7 +292,7 @@ def nola_ways() -> dict[str, Way]:
         "nola-64-trained-4bit": nola_way(64, at(1e-2, 1e-2), bits=4),
     }
     for name in NOLA_LINE:
-        for bits in (8, 4, 3, 2) if name in ("nola-64", "nola-1024") else (4,):
+        for bits in (8, 4, 3, 2) if name in ("nola-64", "nola-1024") else (4, 2):
             ways[f"{name}-{bits}bit"] = rounded(name, ways[name], bits)
     return ways
 

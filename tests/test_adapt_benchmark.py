@@ -289,7 +289,7 @@ def test_the_picture_has_a_line_of_each_precision(bench: Any, tiny: Any, tmp_pat
     for size, way in enumerate(("nola-16", "nola-64", "nola-16-4bit", "lora-4", "linear"), 1):
         published(tmp_path, way, 0, size / 10, size=0 if way == "linear" else 1000 * size)
     figure = bench.curve(tmp_path, "cifar10")
-    float_line, packed, others = figure.data
+    float_line, packed, _, others = figure.data
     assert (list(float_line.x), list(float_line.y)) == ([1000, 2000], pytest.approx([10, 20]))
     assert list(packed.x) == [3000]
     assert (list(others.x), list(others.text)) == ([4000], ["lora-4"])

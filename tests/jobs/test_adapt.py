@@ -342,6 +342,7 @@ def test_minutes_become_steps(base, small, tmp_path, monkeypatch):
     [
         (["{base}", "{data}", "--method", "lora", "--numbers", "10"], "rank 1"),
         (["{base}", "{data}", "--numbers", "1"], "at least 2"),
+        (["{base}", "{data}", "--numbers", "10", "--parallel", "fsdp"], "all weights to share"),
         (["{base}", "{data}", "--numbers", "9999999"], "fewer"),
         (["{base}", "{data}", "--bytes", "20"], "bytes"),
         (["{base}", "{data}", "--numbers", "50", "--bytes", "2000"], "--numbers and --bytes"),

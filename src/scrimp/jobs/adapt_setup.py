@@ -211,7 +211,11 @@ def _decided(config: AdaptConfig, subject: Subject) -> tuple[Method, str | None]
     if config.method in ("bias", "linear", "full"):
         return {"bias": bias, "linear": linear, "full": full}[config.method](), None
     where = _where(config, model)
-    return _sized(config, bare(model), where), where
+    method = _sized(config, bare(model), where)
+    if config.parallel == "fsdp" and getattr(method, "shared", False):
+        few = f"{config.numbers or config.bytes}, few enough for all weights to share them"
+        raise InputError("more --numbers or --bytes with --parallel fsdp", few, "ask for more, or use --parallel ddp")
+    return method, where
 
 
 def _where(config: AdaptConfig, model: nn.Module) -> str | None:
