@@ -1,10 +1,9 @@
 """What adapters take: peak memory of training with them, and the time to switch between a thousand of them.
 
-    python benchmarks/adapter_memory.py      # a quarter of an hour and 8 GB
+    python benchmarks/adapter_memory.py      # ten minutes and 4 GB
 
 Peak resident memory of a fresh process that makes a stack of frozen linear layers and trains its adapters for a few
-steps (AdamW), less that of one that makes the same stack and runs it forwards: LoRA, and NOLA with its bases made anew
-in every pass. Two stacks: the perceptrons of a ViT-B, and 1.0 billion weights in bfloat16. Then 1,000 adapters stored
+steps (AdamW): LoRA, and NOLA with its bases made anew in every pass; beside one that only runs the same stack forwards. Two stacks: the perceptrons of a ViT-B, and 1.0 billion weights in bfloat16. Then 1,000 adapters stored
 on one ViT-Ti: CPU time of ``use_``, and whether every number comes back.
 """
 
