@@ -3,8 +3,9 @@
     python benchmarks/adapter_memory.py      # ten minutes and 4 GB
 
 Peak resident memory of a fresh process that makes a stack of frozen linear layers and trains its adapters for a few
-steps (AdamW): LoRA, and NOLA with its bases made anew in every pass; beside one that only runs the same stack forwards. Two stacks: the perceptrons of a ViT-B, and 1.0 billion weights in bfloat16. Then 1,000 adapters stored
-on one ViT-Ti: CPU time of ``use_``, and whether every number comes back.
+steps (AdamW): LoRA, and NOLA with its bases made anew in every pass; beside one that only runs the same stack forwards.
+Two stacks: the perceptrons of a ViT-B, and 1.0 billion weights in bfloat16. Then 1,000 adapters stored on one ViT-Ti:
+CPU time of ``use_``, and whether every number comes back.
 """
 
 from __future__ import annotations
