@@ -11,6 +11,7 @@ import pytest
 import torch
 from adapt_twins import BROKEN_ADAPT
 from represent_twins import BROKEN_REPRESENT
+from sampling_twins import BROKEN_SAMPLING
 from torch.utils.flop_counter import FlopCounterMode
 
 from scrimp.attend import (
@@ -218,6 +219,7 @@ BROKEN = [
     ("improved-clustered", {"attention": short_of_keys}, "top-k of all keys against softmax: output"),
     *BROKEN_REPRESENT,
     *BROKEN_ADAPT,
+    *BROKEN_SAMPLING,
     ("flop-counter", {"count": by_torch}, "forward, relative"),
     ("flop-counter", {"count": lambda fn: dataclasses.replace(count_flops(fn), missed=("aten::mm",))}, "missed"),
 ]
@@ -260,7 +262,7 @@ def test_the_deviation_is_that_of_all_outcomes() -> None:
 ATTENTION = ["linear", "recurrent", "clustered", "improved-clustered"]
 REPRESENT = ["mean-shift", "constrained-mean-shift", "regression"]
 EXTRA = {"importance-sampling": {"steps": 1}, "flop-counter": {}, **{name: {"tokens": 1024} for name in ATTENTION}}
-EXTRA.update({name: {} for name in [*REPRESENT, "nola"]})
+EXTRA.update({name: {} for name in [*REPRESENT, "nola", "attention-sampling"]})
 
 
 @pytest.fixture(scope="module")
@@ -276,7 +278,9 @@ def test_attention_does_less_work_than_softmax(name: str, built) -> None:
     assert count_flops(sides.method).missed == ()
 
 
-@pytest.mark.parametrize("name", [name for name in ROWS if name not in (*ATTENTION, *REPRESENT, "nola")])
+@pytest.mark.parametrize(
+    "name", [name for name in ROWS if name not in (*ATTENTION, *REPRESENT, "nola", "attention-sampling")]
+)
 def test_both_sides_do_comparable_work(name: str, built) -> None:
     sides = built[name]
     sides.method()
@@ -293,6 +297,18 @@ def test_combining_bases_adds_little_to_loras_work(built) -> None:
     entries = 8 * 4 * (192 + 768)
     assert ours.value - theirs.value == pytest.approx(2 * 2 * 16 * entries, rel=0.1)
     assert theirs.value < ours.value < 1.01 * theirs.value
+
+
+def test_sampled_patches_cost_their_pixels_and_the_small_view(built) -> None:
+    """By the layers' dimensions: forward, towards the weights and, but for the first layer, towards the input."""
+    ours, theirs = count_flops(built["attention-sampling"].method), count_flops(built["attention-sampling"].baseline)
+    assert ours.missed == theirs.missed == ()
+    classifier, batch = 3 * 2 * 32 * 10, 2
+    pixel = 2 * 2 * 27 * 16 / 4 + 3 * (2 * 144 * 32 / 16 + 2 * 288 * 32 / 64)
+    view = 64 * 64 * (2 * 2 * 27 * 8 + 3 * 2 * 72 * 8 + 3 * 2 * 72)
+    assert theirs.value == batch * (512 * 512 * pixel + classifier)
+    assert ours.value == batch * (10 * 32 * 32 * pixel + view + classifier)
+    assert ours.value < 0.07 * theirs.value
 
 
 def forward_flops() -> int:

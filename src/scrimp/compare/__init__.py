@@ -5,7 +5,17 @@ One explicit list. A method joins by a module with ``check`` and ``sides`` and o
 
 from __future__ import annotations
 
-from scrimp.compare import adapt, attention, flops, history, importance, presample, prune, represent
+from scrimp.compare import (
+    adapt,
+    attention,
+    attention_sampling,
+    flops,
+    history,
+    importance,
+    presample,
+    prune,
+    represent,
+)
 from scrimp.compare.comparison import Comparison, Finding, Sides
 from scrimp.primitives.errors import InputError
 
@@ -43,6 +53,14 @@ COMPARISONS: tuple[Comparison, ...] = (
         baseline="plain loop",
         check=prune.check,
         sides=prune.sides,
+    ),
+    Comparison(
+        name="attention-sampling",
+        method="attention sampling",
+        reference="expectation, all locations",
+        baseline="whole image",
+        check=attention_sampling.check,
+        sides=attention_sampling.sides,
     ),
     Comparison(
         name="linear",
