@@ -20,7 +20,7 @@ import few_labels
 import importance_sampling as sampling
 import represent_tables as represent
 import representations
-from acceptance import ADAPT_LINES, ATTENTION_LINES, LINES, REPRESENT_LINES, Line
+from acceptance import ADAPT_LINES, ATTENTION_LINES, LINES, REPRESENT_LINES, ZOOM_LINES, Line
 from scrimp.primitives.errors import InputError
 from scrimp.primitives.files import write_atomic
 from scrimp.receipts import load_receipt
@@ -53,7 +53,8 @@ def tables() -> str:
     attentive = ["## Attention", "", *head, *map(line_row, ATTENTION_LINES)]
     learning = ["## Representations", "", *head, *map(line_row, REPRESENT_LINES)]
     adapting = ["## Adapters", "", *head, *map(line_row, ADAPT_LINES)]
-    return "\n".join([*training, "", *attentive, "", *learning, "", *adapting])
+    zooming = ["## Large images", "", *head, *map(line_row, ZOOM_LINES)]
+    return "\n".join([*training, "", *attentive, "", *learning, "", *adapting, "", *zooming])
 
 
 def cards() -> dict[Path, str]:

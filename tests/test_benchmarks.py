@@ -27,6 +27,12 @@ HELPERS = {
     "adapt_tables.py",
     "adapt_tasks.py",
     "adapt_ways.py",
+    "zoom_tables.py",
+    "zoom_items.py",
+    "zoom_mnist.py",
+    "zoom_modules.py",
+    "zoom_signs.py",
+    "zoom_sparse.py",
     "acceptance.py",
     "distillation_teachers.py",
 }
@@ -54,6 +60,11 @@ def run_of(readme: ModuleType, policy: str, *, share: float = 1.0, seed: int = 0
     save_receipt(receipt, readme.sampling.path_of("tail", policy, share, seed))
 
 
+def every_line(readme: ModuleType) -> list[object]:
+    own, attentive, learning = readme.LINES, readme.ATTENTION_LINES, readme.REPRESENT_LINES
+    return [*own, *attentive, *learning, *readme.ADAPT_LINES, *readme.ZOOM_LINES]
+
+
 def setting_row(readme: ModuleType, policy: str) -> list[str]:
     about = readme.sampling.SETTINGS["tail"].about
     (row,) = [row for row in readme.setting_rows() if row.startswith(f"| {about} | {policy} |")]
@@ -78,7 +89,8 @@ def test_the_page_names_every_benchmark_and_its_receipt(readme: ModuleType) -> N
     assert [line.number for line in readme.ATTENTION_LINES] == ["1", "2", "3", "4"]
     assert [line.number for line in readme.REPRESENT_LINES] == ["1", "2", "3", "4", "6"]
     assert [line.number for line in readme.ADAPT_LINES] == ["1", "1", "1", "2", "4"]
-    for line in (*readme.LINES, *readme.ATTENTION_LINES, *readme.REPRESENT_LINES, *readme.ADAPT_LINES):
+    assert [line.number for line in readme.ZOOM_LINES] == ["4"]
+    for line in every_line(readme):
         path = FOLDER / line.script.split()[0]
         if not path.is_file():
             assert readme.line_row(line).split(" | ")[2:5:2] == ["-", readme.UNKNOWN]
@@ -101,8 +113,7 @@ def test_every_script_has_help(name: str, monkeypatch: pytest.MonkeyPatch, capsy
 
 def test_what_was_not_measured_says_so(readme: ModuleType, receipts: Path) -> None:
     rows = [row for row in readme.tables().splitlines() if row.startswith("| ") and "`receipts/" in row]
-    lines = (*readme.LINES, *readme.ATTENTION_LINES, *readme.REPRESENT_LINES, *readme.ADAPT_LINES)
-    assert len(rows) == len(lines) + 1
+    assert len(rows) == len(every_line(readme)) + 1
     assert all(readme.UNKNOWN in row for row in rows)
     assert all(cell == readme.UNKNOWN for cell in setting_row(readme, "history")[:2])
     cards = {path.name: text for path, text in readme.cards().items()}

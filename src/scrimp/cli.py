@@ -24,6 +24,7 @@ from scrimp.jobs.pixels_config import PixelsSampleConfig, PixelsTrainConfig
 from scrimp.jobs.pretrain_config import PretrainConfig
 from scrimp.jobs.probe_config import ProbeConfig
 from scrimp.jobs.swap_config import SwapConfig
+from scrimp.jobs.zoom_config import ZoomPredictConfig, ZoomTrainConfig
 from scrimp.primitives.errors import InputError, MissingExtraError
 
 _CONFIGS: dict[str, type] = {
@@ -34,13 +35,18 @@ _CONFIGS: dict[str, type] = {
     "probe": ProbeConfig,
     "adapt": AdaptConfig,
     "merge": MergeConfig,
+    "zoom train": ZoomTrainConfig,
+    "zoom predict": ZoomPredictConfig,
     "swap": SwapConfig,
     "pixels train": PixelsTrainConfig,
     "pixels sample": PixelsSampleConfig,
     "compare": CompareConfig,
     "report": ReportConfig,
 }
-_GROUPS = {"pixels": "Images pixel by pixel: train a model of them, sample from it."}
+_GROUPS = {
+    "pixels": "Images pixel by pixel: train a model of them, sample from it.",
+    "zoom": "Images too large to process whole: train on a few patches of each, predict.",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -197,6 +203,20 @@ def _merge(config: MergeConfig) -> int:
     return 0
 
 
+def _zoom_train(config: ZoomTrainConfig) -> int:
+    from scrimp.jobs.zoom import zoom_train
+
+    _show([_guard(lambda: zoom_train(config), "zoom train")], config.json)
+    return 0
+
+
+def _zoom_predict(config: ZoomPredictConfig) -> int:
+    from scrimp.jobs.zoom_predict import zoom_predict
+
+    _show([_guard(lambda: zoom_predict(config), "zoom predict")], config.json)
+    return 0
+
+
 def _swap(config: SwapConfig) -> int:
     from scrimp.jobs.folder import REPORT
     from scrimp.jobs.swap import swap
@@ -284,6 +304,8 @@ _COMMANDS: dict[type, Callable[[Any], int]] = {
     ProbeConfig: _probe,
     AdaptConfig: _adapt,
     MergeConfig: _merge,
+    ZoomTrainConfig: _zoom_train,
+    ZoomPredictConfig: _zoom_predict,
     SwapConfig: _swap,
     PixelsTrainConfig: _pixels_train,
     PixelsSampleConfig: _pixels_sample,

@@ -11,7 +11,16 @@ from scrimp.receipts import Receipt
 from scrimp.report import units
 from scrimp.report.student import t_quantile
 
-DIRECTIONS = {"accuracy": 1, "agreement": 1, "loss": -1, "error": -1, "kl": -1, "bits": -1, "perplexity": -1}
+DIRECTIONS = {
+    "accuracy": 1,
+    "agreement": 1,
+    "loss": -1,
+    "error": -1,
+    "kl": -1,
+    "bits": -1,
+    "perplexity": -1,
+    "precision": 1,
+}
 """The last word of a quality's name to its good direction; a quality that is not here is called higher or lower."""
 
 CONFIDENCE = 0.95
