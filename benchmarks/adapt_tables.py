@@ -220,6 +220,6 @@ def curve(out: Path, task: str) -> Any:
         textfont={"size": 9},
         marker={"color": BASELINE_COLOUR, "symbol": "square", "size": 7},
     )
-    figure.update_xaxes(type="log", range=[2, 6], title_text=f"{task}: bytes on disk")
+    figure.update_xaxes(type="log", range=[2, 7], title_text=f"{task}: bytes on disk")
     figure.update_yaxes(title_text="accuracy, %" if METRICS[task][1] > 0 else "perplexity")
     return figure

@@ -289,7 +289,7 @@ def nola_ways() -> dict[str, Way]:
         "nola-16": nola_way(16, at(3e-3, 1e-2)),
         "nola-64": nola_way(64, at(3e-3, 1e-2)),
         "nola-256": nola_way(256, at(3e-3, 1e-2)),
-        "nola-1024": nola_way(1024, at(3e-3, 1e-2)),
+        "nola-1024": nola_way(1024, at(3e-3, 3e-3)),
         "nola-64-trained-4bit": nola_way(64, at(3e-3, 1e-2), bits=4),
     }
     for name in NOLA_LINE:
