@@ -18,7 +18,6 @@ from scrimp.jobs.budget import StepCost
 from scrimp.jobs.config import ModelConfig
 from scrimp.jobs.evaluate import evaluate
 from scrimp.jobs.fit import Fitting, Spent
-from scrimp.jobs.optim import schedule
 from scrimp.jobs.sampling import Sampling, by_loss
 from scrimp.primitives.draw import generator_for
 from scrimp.select import uniform
@@ -112,17 +111,7 @@ class AdaptFitting(Fitting):
     def _evaluate(self) -> None:
         self.spent.evaluations += 1
         test, probe = (self.measure(self.best_model(), train=train) for train in (False, True))
-        point: dict[str, float | None] = {
-            "flops": self.spent.flops,
-            "seconds": self.spent.seconds,
-            "cpu_seconds": self.spent.cpu_seconds,
-            "samples": float(self.spent.images),
-            "learning_rate": schedule(self.spent.flops / self.budget, self.config),
-            "train_loss": probe["loss"],
-            **{f"test_{name}": value for name, value in test.items()},
-        }
-        self.spent.curve.append(point)
-        self.accelerator.log({key: value for key, value in point.items() if value is not None}, step=self.spent.steps)
+        self._keep_point({"train_loss": probe["loss"], **{f"test_{name}": value for name, value in test.items()}})
 
 
 class TextFitting(AdaptFitting):

@@ -19,7 +19,6 @@ from scrimp.jobs.encoder_pictures import embedding_section, neighbour_picture
 from scrimp.jobs.engine import spread
 from scrimp.jobs.evaluate import EVALUATION_BATCH, ready
 from scrimp.jobs.fit import Fitting
-from scrimp.jobs.optim import schedule
 from scrimp.jobs.pretrain_config import EncoderConfig
 from scrimp.jobs.sampling import Sampling, by_loss
 from scrimp.jobs.sync_norm import synchronise_norms_
@@ -140,19 +139,10 @@ class EncoderFitting(Fitting):
 
     def _evaluate(self) -> None:
         self.spent.evaluations += 1
-        point: dict[str, float | None] = {
-            "flops": self.spent.flops,
-            "seconds": self.spent.seconds,
-            "cpu_seconds": self.spent.cpu_seconds,
-            "samples": float(self.spent.images),
-            "train_loss": float(self._loss[0] / self._loss[1]) if self._loss[1] else None,
-            "learning_rate": schedule(self.spent.flops / self.budget, self.config),
-        }
-        if not self.encoder_config.unlabelled:
-            point |= self.neighbour_accuracies()
+        loss = float(self._loss[0] / self._loss[1]) if self._loss[1] else None
+        named = {} if self.encoder_config.unlabelled else self.neighbour_accuracies()
         self._loss.zero_()
-        self.spent.curve.append(point)
-        self.accelerator.log({key: value for key, value in point.items() if value is not None}, step=self.spent.steps)
+        self._keep_point({"train_loss": loss, **named})
 
     def neighbour_accuracies(self) -> dict[str, float | None]:
         """Share of test images whose nearest training images have their class, ``knn1_accuracy`` and so on."""

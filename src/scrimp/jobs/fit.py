@@ -243,6 +243,19 @@ class Fitting:
     def _clip(self) -> None:
         """Bound the gradients, where the job does."""
 
+    def _keep_point(self, measured: dict[str, float | None]) -> None:
+        """Add what was measured to the curve, with what was spent until here, and to the trackers' logs."""
+        point = {
+            "flops": self.spent.flops,
+            "seconds": self.spent.seconds,
+            "cpu_seconds": self.spent.cpu_seconds,
+            "samples": float(self.spent.images),
+            "learning_rate": schedule(self.spent.flops / self.budget, self.config),
+            **measured,
+        }
+        self.spent.curve.append(point)
+        self.accelerator.log({key: value for key, value in point.items() if value is not None}, step=self.spent.steps)
+
     def _gathered(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Model and optimiser as a checkpoint holds them, whole whatever the sharding; on every rank."""
         return gather_training_state(self.model, self.raw_optimizer)
@@ -319,19 +332,8 @@ class Fitting:
         test = evaluate(model, self.data.test, self.data, accelerator=self.accelerator)
         probe = evaluate(model, self.data.train, self.data, accelerator=self.accelerator, limit=self.config.probe)
         tau = self.presampler.gate.tau if self.presampler is not None else self.sampler.record().tau()
-        point = {
-            "flops": self.spent.flops,
-            "seconds": self.spent.seconds,
-            "cpu_seconds": self.spent.cpu_seconds,
-            "samples": float(self.spent.images),
-            "train_loss": probe.loss,
-            "test_accuracy": test.accuracy,
-            "test_loss": test.loss,
-            "learning_rate": schedule(self.spent.flops / self.budget, self.config),
-            "tau": tau,
-        }
-        self.spent.curve.append(point)
-        self.accelerator.log({key: value for key, value in point.items() if value is not None}, step=self.spent.steps)
+        measured = {"train_loss": probe.loss, "test_accuracy": test.accuracy, "test_loss": test.loss, "tau": tau}
+        self._keep_point(measured)
         self.spent.reached = self.target_accuracy is not None and test.accuracy >= self.target_accuracy
 
     def _make_presampler(self) -> Presampler:

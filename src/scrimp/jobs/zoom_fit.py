@@ -15,7 +15,6 @@ from scrimp.jobs.budget import StepCost
 from scrimp.jobs.config import ModelConfig
 from scrimp.jobs.fit import Fitting
 from scrimp.jobs.interrupt import Interrupted
-from scrimp.jobs.optim import schedule
 from scrimp.jobs.sampling import Sampling, by_loss
 from scrimp.jobs.zoom_config import ZoomTrainConfig
 from scrimp.jobs.zoom_data import ZoomData, ZoomImages
@@ -161,17 +160,8 @@ class ZoomFitting(Fitting):
         test = self.outputs(data.test, torch.arange(len(data.test))).cpu()
         few = torch.randperm(len(data.train), generator=generator_for(0))[: self.config.probe]
         probe = target.quality(self.outputs(data.train, few).cpu(), data.train.labels[few])
-        point: dict[str, float | None] = {
-            "flops": self.spent.flops,
-            "seconds": self.spent.seconds,
-            "cpu_seconds": self.spent.cpu_seconds,
-            "samples": float(self.spent.images),
-            "learning_rate": schedule(self.spent.flops / self.budget, self.config),
-            "train_loss": probe["loss"],
-            **{f"test_{name}": value for name, value in target.quality(test, data.test.labels).items()},
-        }
-        self.spent.curve.append(point)
-        self.accelerator.log({key: value for key, value in point.items() if value is not None}, step=self.spent.steps)
+        tested = target.quality(test, data.test.labels)
+        self._keep_point({"train_loss": probe["loss"], **{f"test_{name}": value for name, value in tested.items()}})
 
     def _abandon(self) -> None:
         """Leave a measurement: it is made anew when the run goes on."""

@@ -9,6 +9,7 @@ Source: Katharopoulos and Fleuret, "Processing Megapixel Images with Deep Attent
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -73,13 +74,14 @@ class Looking(Protocol):
         """The same, and what was seen."""
 
 
-class _Model(nn.Module):
+class _Model(nn.Module, ABC):
     def forward(self, scenes: Scenes, draws: Draws | None = None) -> tuple[Tensor, Tensor]:
         found = self.look(scenes, draws)
         return found.outputs, found.entropy
 
+    @abstractmethod
     def look(self, scenes: Scenes, draws: Draws | None = None) -> Look:
-        raise NotImplementedError
+        """Answers, and what was seen."""
 
 
 class ZoomNet(_Model):
