@@ -12,7 +12,7 @@ from torch import nn
 
 from scrimp.jobs.zoom_labels import Target, average_precision, find_target
 from scrimp.jobs.zoom_model import AbmilNet, Scenes, WholeNet, ZoomNet
-from scrimp.jobs.zoom_networks import PooledAttention, make_attention, make_features, width_of
+from scrimp.jobs.zoom_networks import PooledAttention, local_contrast, make_attention, make_features, width_of
 from scrimp.jobs.zoom_places import around, location_boxes, mirrored, tiles
 from scrimp.primitives.draw import generator_for
 from scrimp.primitives.errors import InputError
@@ -243,7 +243,19 @@ def test_the_whole_image():
     assert net.look(scenes).boxes == []
 
 
-@pytest.mark.parametrize("name", ["convnet", "convnet-4", "plain-8", "preact-8", "small-resnet18-4", "test_resnet"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "convnet",
+        "convnet-4",
+        "convnet-4-mean",
+        "plain-8",
+        "plain-8-mean",
+        "preact-8",
+        "small-resnet18-4",
+        "test_resnet",
+    ],
+)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_feature_networks(name, channels):
     network = make_features(name, channels, 24)
@@ -254,10 +266,74 @@ def test_feature_networks(name, channels):
     assert torch.allclose(network(patches)[:1], network(patches[:1]), atol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "grid"), [("small", (24, 40)), ("pooled", (2, 4)), ("test_resnet", (1, 2))])
+@pytest.mark.parametrize(
+    ("name", "grid"),
+    [
+        ("contrast", (6, 10)),
+        ("contrast-2", (12, 20)),
+        ("contrast-10", (3, 4)),
+        ("small", (24, 40)),
+        ("pooled", (2, 4)),
+        ("test_resnet", (1, 2)),
+    ],
+)
 def test_attention_networks(name, grid):
     network = make_attention(name, 1, 2).eval()
     assert network(torch.zeros(1, 1, 24, 40)).shape == (1, 2, *grid)
+
+
+def test_the_largest_and_the_mean_value_of_a_patch():
+    patches = torch.rand(2, 1, 24, 24, generator=generator_for(0))
+    for name in ("convnet-4", "plain-4"):
+        largest, mean = make_features(name, 1, 24), make_features(f"{name}-mean", 1, 24)
+        mean.load_state_dict(largest.state_dict())
+        maps = largest.layers(patches)
+        assert torch.equal(largest(patches), maps.amax((2, 3)))
+        assert torch.equal(mean(patches), maps.mean((2, 3)))
+
+
+def test_local_contrast_against_a_loop():
+    views = torch.rand(2, 3, 8, 12, dtype=torch.float64, generator=generator_for(1))
+    grey = views.mean(1)
+    blocks = grey.unfold(1, 2, 2).unfold(2, 2, 2)  # [2, 4, 6, 2, 2]
+    wanted = torch.zeros(2, 4, 6, dtype=torch.float64)
+    for image, row, column in np.ndindex(2, 4, 6):
+        near = blocks[image, max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2]
+        wanted[image, row, column] = near.std(correction=0)
+    wanted = (wanted - wanted.mean((1, 2), keepdim=True)) / wanted.std((1, 2), correction=0, keepdim=True)
+    assert torch.allclose(local_contrast(views, (4, 6))[:, 0], wanted, atol=1e-12)
+    assert not local_contrast(torch.full((1, 1, 8, 8), 7.0), (4, 4)).any()
+
+
+def test_contrast_is_where_attention_begins():
+    view = torch.zeros(1, 1, 40, 40)
+    view[0, 0, 20:24, 28:32] = torch.rand(4, 4, generator=generator_for(2)) * 5
+    network = make_attention("contrast-2", 1, 1)
+    with torch.no_grad():
+        network.head.weight.zero_()
+        attention = network(view)[0, 0].flatten().softmax(0).view(20, 20)
+    assert attention[8:14, 12:18].sum() > 0.9
+    network(view).square().sum().backward()
+    assert network.weight.grad is not None
+
+
+def test_a_location_is_the_best_of_its_places():
+    fine, coarse = make_attention("contrast-2", 1, 1), make_attention("contrast-4", 1, 1)
+    coarse.load_state_dict(fine.state_dict())
+    view = torch.rand(1, 1, 24, 24, generator=generator_for(4))
+    best = fine(view).unfold(2, 2, 2).unfold(3, 2, 2).amax((-1, -2))
+    assert torch.equal(coarse(view), best)
+
+
+def test_contrast_moves_with_the_view():
+    network = make_attention("contrast-2", 1, 1).double().eval()
+    with torch.no_grad():
+        network.weight.zero_()  # its mean and spread are of the whole view
+        view = torch.rand(1, 1, 32, 32, dtype=torch.float64, generator=generator_for(3))
+        one, moved = network(view), network(view.roll(2, 3))
+        flipped = network(view.flip(3))
+    assert torch.allclose(moved[..., 4:-4, 5:-4], one[..., 4:-4, 4:-5])
+    assert flipped.shape == one.shape
 
 
 def test_a_finer_map_of_a_timm_network():
@@ -272,6 +348,7 @@ def test_a_finer_map_of_a_timm_network():
         (lambda: make_attention("test_resnet", 1, 1, level=9), "maps of features"),
         (lambda: width_of(make_features("plain", 1, 8), 1, 8), "8 x 8"),
         (lambda: make_features("plain-8", 1, 24, pretrained=True), "timm model name"),
+        (lambda: make_attention("contrast-3", 1, 1), "an even number"),
     ],
 )
 def test_unusable_networks_say_so(make, word):

@@ -44,14 +44,14 @@ class ZoomTrainConfig(JobConfig):
     """Attention maps, each with patches of its own."""
     view: int = 180
     """Longer side in pixels of the view that attention looks at."""
-    attention: str = "small"
-    """Attention network: small (three convolutions), pooled (four, then pooling), or a timm name whose last map of
-    features is taken."""
+    attention: str = "contrast"
+    """Attention network: contrast[-STRIDE] (begins where the view varies, a location every 4 pixels of the view), small
+    and pooled (those of the paper, every pixel and every 8), or a timm name whose last map of features is taken."""
     attention_level: int = -1
     """timm attention network: which of its maps, 0 the finest, -1 the last."""
     features: str = "convnet"
-    """Feature network: convnet[-WIDTH], plain[-WIDTH] and preact[-WIDTH] (those of the paper), small-resnet18[-WIDTH],
-    or a timm name."""
+    """Feature network: convnet[-WIDTH][-mean], plain[-WIDTH][-mean] and preact[-WIDTH] (those of the paper),
+    small-resnet18[-WIDTH], or a timm name. -mean: the mean over the patch in place of the largest values."""
     pretrained: bool = False
     """Start timm networks from timm's pretrained weights."""
     whole_size: int | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, cast
 
@@ -32,6 +33,71 @@ class SmallAttention(nn.Module):
     def forward(self, views: Tensor) -> Tensor:
         """[batch, channels, h, w] -> logits [batch, maps, h, w]."""
         return self.head(self.layers(views))
+
+
+class ContrastAttention(nn.Module):
+    """Three convolutions, 8 channels, on half the view's resolution, added to how much the view varies about a place.
+
+    Before anything is learnt the draws then go to where something is rather than to the empty background, of which
+    most of a large image often consists; how much variation counts, per map, is learnt with the rest. Each location is
+    the best of a few places, lest all patches fall on the same thing.
+
+    Args:
+        stride: pixels of the view from one location to the next, even.
+
+    Attributes:
+        trim: pixels at each end of the view that have no location.
+        weight: of the variation, [maps].
+
+    Raises:
+        InputError: an odd stride.
+    """
+
+    trim = 0
+
+    def __init__(self, channels: int, maps: int, stride: int = 4) -> None:
+        super().__init__()
+        if stride < 2 or stride % 2:
+            raise InputError(
+                "an even number of pixels in --attention contrast-STRIDE", f"{stride}", "pass 2, 4, 6, ..."
+            )
+        self.pool = stride // 2
+        # Six pixels every two: the field of view is centred on its location, as with two every two.
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels, 8, 6, stride=2, padding=2),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(8, 8, 3, padding=1),
+            nn.ReLU(inplace=True),
+        )
+        self.head = nn.Conv2d(8, maps, 3, padding=1)
+        self.weight = nn.Parameter(torch.ones(maps))
+
+    def forward(self, views: Tensor) -> Tensor:
+        """[batch, channels, h, w] -> logits [batch, maps, h', w'], one each stride; the last may span less."""
+        logits = self.head(self.layers(views))
+        varies = local_contrast(views, (logits.shape[2], logits.shape[3]))
+        logits = logits + self.weight[:, None, None] * varies.to(logits.dtype)
+        return nn.functional.max_pool2d(logits, self.pool, ceil_mode=True) if self.pool > 1 else logits
+
+
+def local_contrast(views: Tensor, grid: tuple[int, int]) -> Tensor:
+    """How much the mean over the channels varies about each place of a grid, in units of its spread over the image.
+
+    Args:
+        views: [batch, channels, h, w].
+        grid: rows and columns.
+
+    Returns:
+        [batch, 1, *grid], float32 or wider, without gradients: the standard deviation within 3 x 3 places less its
+        mean, over its standard deviation; zeros where it is the same everywhere.
+    """
+    grey = views.detach().to(torch.promote_types(views.dtype, torch.float32)).mean(1, keepdim=True)
+    grey = grey - grey.mean((2, 3), keepdim=True)  # the difference below would otherwise lose a bright image's digits
+    level, power = (nn.functional.adaptive_avg_pool2d(part, grid) for part in (grey, grey.square()))
+    level, power = (nn.functional.avg_pool2d(part, 3, 1, 1, count_include_pad=False) for part in (level, power))
+    varies = (power - level.square()).clamp_min(0).sqrt()
+    spread, middle = torch.std_mean(varies, (2, 3), correction=0, keepdim=True)
+    return (varies - middle) / spread.clamp_min(1e-6)
 
 
 class PooledAttention(nn.Module):
@@ -85,9 +151,9 @@ class TimmAttention(nn.Module):
 class PlainFeatures(nn.Module):
     """One 7x7 and three 3x3 convolutions at full resolution, then the largest value (the paper's Megapixel MNIST)."""
 
-    def __init__(self, channels: int, width: int = 32) -> None:
+    def __init__(self, channels: int, width: int = 32, *, mean: bool = False) -> None:
         super().__init__()
-        self.num_features = width
+        self.num_features, self.mean = width, mean
         layers: list[nn.Module] = [nn.Conv2d(channels, width, 7), nn.ReLU(inplace=True)]
         for _ in range(3):
             layers += [nn.Conv2d(width, width, 3), nn.ReLU(inplace=True)]
@@ -95,20 +161,25 @@ class PlainFeatures(nn.Module):
 
     def forward(self, patches: Tensor) -> Tensor:
         """[n, channels, side, side] -> [n, width]; sides of 13 pixels at least."""
-        return self.layers(patches).amax((2, 3))
+        return pooled(self.layers(patches), mean=self.mean)
 
 
 class PooledConvNet(nn.Module):
-    """The convolutions of `scrimp.jobs.models.ConvNet`, and the largest value of each channel."""
+    """The convolutions of `scrimp.jobs.models.ConvNet`, and the largest value of each channel, or the mean."""
 
-    def __init__(self, channels: int, width: int = 16) -> None:
+    def __init__(self, channels: int, width: int = 16, *, mean: bool = False) -> None:
         super().__init__()
-        self.num_features = 4 * width
+        self.num_features, self.mean = 4 * width, mean
         self.layers = ConvNet(0, channels=channels, size=32, width=width).features[:-1]
 
     def forward(self, patches: Tensor) -> Tensor:
         """[n, channels, side, side] -> [n, 4 * width]; sides of 4 pixels at least."""
-        return self.layers(patches).amax((2, 3))
+        return pooled(self.layers(patches), mean=self.mean)
+
+
+def pooled(maps: Tensor, *, mean: bool) -> Tensor:
+    """[n, channels, h, w] -> [n, channels]: the mean or the largest value. What is counted needs the mean."""
+    return maps.mean((2, 3)) if mean else maps.amax((2, 3))
 
 
 class PreactFeatures(nn.Module):
@@ -143,7 +214,8 @@ class _Preact(nn.Module):
         return inner + (self.shortcut(ready) if isinstance(self.shortcut, nn.Conv2d) else maps)
 
 
-_BUILT_IN = {"convnet": PooledConvNet, "plain": PlainFeatures, "preact": PreactFeatures}
+_ATTENTION: dict[str, Callable[[int, int], nn.Module]] = {"small": SmallAttention, "pooled": PooledAttention}
+_BUILT_IN = {"convnet": PooledConvNet, "plain": PlainFeatures}
 
 
 def make_attention(name: str, channels: int, maps: int, *, level: int = -1, pretrained: bool = False) -> nn.Module:
@@ -152,8 +224,11 @@ def make_attention(name: str, channels: int, maps: int, *, level: int = -1, pret
     Raises:
         InputError: no such network, or one without maps of features.
     """
-    if name in ("small", "pooled"):
-        return (SmallAttention if name == "small" else PooledAttention)(channels, maps)
+    contrast = re.fullmatch(r"contrast(?:-(\d+))?", name)
+    if contrast:
+        return ContrastAttention(channels, maps, int(contrast.group(1) or 4))
+    if name in _ATTENTION:
+        return _ATTENTION[name](channels, maps)
     return TimmAttention(name, channels, maps, level=level, pretrained=pretrained)
 
 
@@ -163,10 +238,13 @@ def make_features(name: str, channels: int, size: int | tuple[int, int], *, pret
     Raises:
         InputError: no such network, or pretrained weights that cannot be had.
     """
-    found = re.fullmatch(r"(convnet|plain|preact)(?:-(\d+))?", name)
+    found = re.fullmatch(r"(?:(convnet|plain)(?:-(\d+))?(-mean)?|(preact)(?:-(\d+))?)", name)
     if found and not pretrained:
-        kind = _BUILT_IN[found.group(1)]
-        return kind(channels, int(found.group(2))) if found.group(2) else kind(channels)
+        kind, width, mean, preact, preact_width = found.groups()
+        if preact:
+            return PreactFeatures(channels, int(preact_width or 32))
+        options = {"width": int(width)} if width else {}
+        return _BUILT_IN[kind](channels, **options, mean=bool(mean))
     return create_model(name, classes=0, channels=channels, size=cast(int, size), pretrained=pretrained)
 
 

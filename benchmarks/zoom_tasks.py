@@ -1,0 +1,77 @@
+"""Tasks of the attention sampling benchmarks: large images with exact labels and boxes, and each way's settings."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pretrained.fetch import cache_folder
+from scrimp.data import open_image
+from scrimp.jobs.zoom_files import Gallery
+from zoom_data import Make, make, maker_of, read_table
+from zoom_items import Box
+from zoom_mnist import megapixel_mnist
+
+Settings = Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Images and what is known of each: the boxes that tell its label, left, top, width and height in pixels."""
+
+    gallery: Gallery
+    boxes: tuple[tuple[Box, ...], ...]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Data, and how each way is trained on them.
+
+    Attributes:
+        epochs: passes of attention sampling; every other way gets the FLOPs that these take.
+        ways: what differs from ``shared``, of each.
+        load: training and test part; made where they are not there.
+    """
+
+    name: str
+    epochs: float
+    shared: Settings
+    ways: Mapping[str, Settings]
+    load: Callable[[], tuple[Part, Part]]
+
+
+def sparse_digits(split: str, count: int, side: int) -> Part:
+    """Megapixel MNIST as what is on it: no canvas is ever built."""
+    maker = megapixel_mnist(split, side)
+    images = [maker.sparse(number) for number in range(count)]
+    # All five digits are worth a look, but three tell the class.
+    boxes = tuple(tuple(box for box in image.boxes if box.label == str(image.label)) for image in images)
+    return Part(Gallery(images, [str(image.label) for image in images]), boxes)
+
+
+def stored(kind: str, split: str, count: int) -> Part:
+    """Tiled TIFF files in the cache, made once."""
+    folder = cache_folder() / "zoom" / f"{kind}-{count}"
+    order = Make(kind, folder, count=count, split=split, format="tiff")  # type: ignore[arg-type]
+    table = folder / f"{split}.csv"
+    rows = read_table(table if table.is_file() else make(order))
+    images = [str(folder / row.path) for row in rows]
+    return Part(Gallery(images, [row.label for row in rows]), tuple(row.boxes for row in rows))
+
+
+@functools.lru_cache(maxsize=1)
+def mnist() -> tuple[Part, Part]:
+    return sparse_digits("train", 5000, 1500), sparse_digits("test", 1000, 1500)
+
+
+@functools.lru_cache(maxsize=1)
+def signs() -> tuple[Part, Part]:
+    return stored("signs", "train", 700), stored("signs", "test", 280)
+
+
+@functools.lru_cache(maxsize=1)
+def modules() -> tuple[Part, Part]:
+    return stored("modules", "train", 700), stored("modules", "test", 280)
