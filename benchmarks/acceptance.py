@@ -257,6 +257,33 @@ ADAPT_LINES = (
 )
 ZOOM_LINES = (
     Line(
+        "1",
+        "Megapixel MNIST, 1,500 pixels, 10 patches of 50: accuracy at equal FLOPs, and what the whole image costs",
+        "zoom_runs.py run",
+        "zoom/mnist/**/*.json",
+        zoom.megapixel,
+        "error under 10 %, at most a third of 210 passes at chance, 3 seeds; at most 1/10 of the FLOPs and 1/5 of the "
+        "peak memory of the whole image's network",
+        together=True,
+    ),
+    Line(
+        "2",
+        "prediction on growing images from tiled files",
+        "zoom_sizes.py",
+        "zoom-sizes.json",
+        zoom.sizes,
+        "memory at most 1.1x, time at most 1.3x from 1,500 to 6,000 pixels",
+    ),
+    Line(
+        "3",
+        "road signs in photographs and solar modules: accuracy at equal FLOPs, patches on the object against chance",
+        "zoom_runs.py run",
+        "zoom/[ms][io]*/**/*.json",
+        zoom.objects,
+        "beside the whole image and attention pooling over all patches; above chance",
+        together=True,
+    ),
+    Line(
         "4",
         "gradient of attention sampling towards the attention: 1,000 places, 10 draws without replacement",
         "attention_gradient.py",

@@ -20,6 +20,7 @@ import few_labels
 import importance_sampling as sampling
 import represent_tables as represent
 import representations
+import zoom_tables as zoom
 from acceptance import ADAPT_LINES, ATTENTION_LINES, LINES, REPRESENT_LINES, ZOOM_LINES, Line
 from scrimp.primitives.errors import InputError
 from scrimp.primitives.files import write_atomic
@@ -71,6 +72,7 @@ def cards() -> dict[Path, str]:
         DOCS / "self-supervised.md": "\n\n".join(learned_tables()),
         DOCS / "distillation.md": table_of(distillation),
         DOCS / "adapters.md": adapt.card(RECEIPTS),
+        DOCS / "attention-sampling.md": zoom.card(RECEIPTS, DOCS / "images" / "zoom.png"),
     }
 
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pretrained.fetch import cache_folder
-from scrimp.data import open_image
 from scrimp.jobs.zoom_files import Gallery
-from zoom_data import Make, make, maker_of, read_table
+from zoom_data import Make, make, read_table
 from zoom_items import Box
 from zoom_mnist import megapixel_mnist
 
@@ -75,3 +73,51 @@ def signs() -> tuple[Part, Part]:
 @functools.lru_cache(maxsize=1)
 def modules() -> tuple[Part, Part]:
     return stored("modules", "train", 700), stored("modules", "test", 280)
+
+
+# Peak rates were not searched: one for each way of a task, the same for all seeds.
+TASKS = {
+    "mnist": Task(
+        "mnist",
+        epochs=20,
+        shared={"features": "convnet"},
+        ways={
+            "zoom": {"view": 180, "patches": 10, "patch_size": (50,), "lr": 2e-3, "evaluations": 20},
+            "abmil": {"patch_size": (50,), "patches": 10, "batch_size": 4},
+            "whole": {"features": "convnet-16-mean", "batch_size": 4},
+            "whole-half": {"method": "whole", "features": "convnet-16-mean", "whole_size": 750, "batch_size": 8},
+        },
+        load=mnist,
+    ),
+    "signs": Task(
+        "signs",
+        epochs=40,
+        shared={"features": "convnet", "augment": "none"},
+        ways={
+            "zoom": {
+                "view": 512, "attention": "contrast-8", "patches": 5, "patch_size": (112,), "batch_size": 16,
+                "lr": 2e-3, "evaluations": 10,
+            },
+            "abmil": {"patch_size": (128,), "patches": 5, "batch_size": 2},
+            "whole": {"batch_size": 4},
+            "whole-half": {"method": "whole", "whole_size": 1024, "batch_size": 8},
+            "whole-quarter": {"method": "whole", "whole_size": 512, "batch_size": 16},
+        },
+        load=signs,
+    ),
+    "modules": Task(
+        "modules",
+        epochs=20,
+        shared={"features": "convnet", "augment": "flip"},
+        ways={
+            "zoom": {
+                "view": 600, "attention": "contrast-20", "patches": 8, "patch_size": (100, 300), "batch_size": 16,
+                "lr": 2e-3, "evaluations": 10,
+            },
+            "abmil": {"patch_size": (300,), "patches": 8, "batch_size": 2},
+            "whole": {"batch_size": 2},
+            "whole-third": {"method": "whole", "whole_size": 1000, "batch_size": 8},
+        },
+        load=modules,
+    ),
+}  # fmt: skip

@@ -28,6 +28,7 @@ HELPERS = {
     "adapt_tasks.py",
     "adapt_ways.py",
     "zoom_tables.py",
+    "zoom_tasks.py",
     "zoom_items.py",
     "zoom_mnist.py",
     "zoom_modules.py",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import signal
 import subprocess
@@ -27,6 +28,7 @@ from scrimp.jobs.interrupt import Interrupted
 from scrimp.jobs.zoom import zoom_train
 from scrimp.jobs.zoom_config import ZoomPredictConfig, ZoomTrainConfig
 from scrimp.jobs.zoom_files import Gallery
+from scrimp.jobs.zoom_fit import attention_terms
 from scrimp.jobs.zoom_plan import load_plan
 from scrimp.jobs.zoom_predict import OVERLAYS, PREDICTIONS, zoom_predict
 from scrimp.jobs.zoom_readers import Readers, Views
@@ -156,6 +158,15 @@ def test_only_patches_are_read(learned, hidden):
     notes = load_receipt(learned / RECEIPT).notes
     assert 3 * 24 * 24 <= notes["bytes of patches read an image"] <= 3 * 3 * 4096  # 24 rows lie on three pages
     assert notes["bytes of the training files"] == sum(item.stat().st_size for item in (hidden / "train").iterdir())
+
+
+def test_attention_is_held_as_wide_as_the_patches():
+    settings = ZoomTrainConfig(data="unused", patches=8, spread=0.5, entropy=0.1)
+    narrow, wide = math.log(2), math.log(100)
+    found = attention_terms(torch.tensor([narrow, wide]), settings)
+    assert found.tolist() == pytest.approx([0.5 * math.log(8 / 2) - 0.1 * narrow, -0.1 * wide])
+    everywhere = ZoomTrainConfig(data="unused", method="abmil", entropy=0.1)
+    assert attention_terms(torch.tensor([narrow]), everywhere).item() == pytest.approx(-0.1 * narrow)
 
 
 @pytest.mark.parametrize("method", ["abmil", "whole"])

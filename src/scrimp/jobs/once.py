@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -72,7 +73,7 @@ def run_task(setup: Setup, task: Task, report: Callable[[Spent], None], *, resum
             fitting.run(report)
         names = {"model": setup.config.model, "classes": "\n".join(setup.data.classes), "format": "pt"}
         size = save_weights(fitting, task.folder / WEIGHTS, names)
-    cost = _cost(setup, fitting.spent, peak.reading, energy.reading, size)
+    cost = cost_of(setup, fitting.spent, peak.reading, energy.reading, size)
     receipt = _receipt(setup, task, fitting.spent, cost)
     if setup.accelerator.is_main_process:
         save_receipt(receipt, done)
@@ -114,7 +115,8 @@ def save_weights(fitting: Fitting, path: Path, names: dict[str, str], *, part: s
     return len(content)
 
 
-def _cost(setup: Setup, spent: Spent, peak: Reading, energy: Reading, stored: int) -> Cost:
+def cost_of(setup: Any, spent: Spent, peak: Reading, energy: Reading, stored: int) -> Cost:
+    """What a run took; its setup has an ``accelerator``, the counted ``cost`` of an image, and ``data.train``."""
     return Cost(
         seconds=Reading(spent.seconds, HOW["seconds"]),
         cpu_seconds=Reading(total(setup.accelerator, spent.cpu_seconds), HOW["cpu_seconds"]),

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from scrimp.jobs.config import ModelConfig
-from scrimp.jobs.engine import finish, shared, start, total, tracked
+from scrimp.jobs.engine import finish, shared, start, tracked
 from scrimp.jobs.fit import Spent
 from scrimp.jobs.folder import RECEIPT, REPORT, WEIGHTS, choose_folder, plain, record_config
-from scrimp.jobs.once import HOW, save_weights
+from scrimp.jobs.once import cost_of, save_weights
 from scrimp.jobs.progress import add_bar, console, figures, progress_bar
 from scrimp.jobs.setup import default_name
 from scrimp.jobs.zoom_config import ZoomTrainConfig
@@ -22,7 +22,7 @@ from scrimp.jobs.zoom_model import Looking
 from scrimp.jobs.zoom_pictures import caption, look_at, overlay, overlay_section
 from scrimp.jobs.zoom_plan import plan_metadata
 from scrimp.jobs.zoom_setup import ZoomSetup, prepare_zoom
-from scrimp.meter import Cost, EnergyWindow, Reading, ResidentPeak
+from scrimp.meter import Cost, EnergyWindow, ResidentPeak
 from scrimp.receipts import Receipt, load_receipt, save_receipt
 from scrimp.report import Section, write_report
 
@@ -78,7 +78,7 @@ def _train(config: ZoomTrainConfig, source: Any, accelerator: Accelerator) -> Re
         with ResidentPeak() as peak, EnergyWindow() as energy:
             fitting = _fit(setup, folder, budget, progress)
             stored = save_weights(fitting, folder / WEIGHTS, plan_metadata(setup.plan))
-        cost = _cost(setup, fitting.spent, peak.reading, energy.reading, stored)
+        cost = cost_of(setup, fitting.spent, peak.reading, energy.reading, stored)
         receipt = _receipt(setup, fitting, cost, name, budget)
         if accelerator.is_main_process:
             write_report([receipt], folder / REPORT, sections=_pictures(setup, fitting))
@@ -133,19 +133,6 @@ def _pictures(setup: ZoomSetup, fitting: ZoomFitting) -> list[Section]:
         truth = None if texts is None or target.task == "regression" else texts[seen.row]
         items.append((overlay(seen), caption(said, truth), Path(test.readers.gallery.name_of(seen.row)).name))
     return [overlay_section(items)]
-
-
-def _cost(setup: ZoomSetup, spent: Spent, peak: Reading, energy: Reading, stored: int) -> Cost:
-    return Cost(
-        seconds=Reading(spent.seconds, HOW["seconds"]),
-        cpu_seconds=Reading(total(setup.accelerator, spent.cpu_seconds), HOW["cpu_seconds"]),
-        flops=Reading(spent.flops, HOW["flops"], setup.cost.missed),
-        peak_bytes=peak,
-        joules=energy,
-        stored_bytes=Reading(float(stored), HOW["stored_bytes"]),
-        samples=Reading(float(spent.images), HOW["samples"]),
-        labels=Reading(float(len(setup.data.train)), HOW["labels"]),
-    )
 
 
 def _receipt(setup: ZoomSetup, fitting: ZoomFitting, cost: Cost, name: str, budget: float) -> Receipt:

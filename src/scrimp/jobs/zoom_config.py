@@ -58,6 +58,8 @@ class ZoomTrainConfig(JobConfig):
     """whole: longer side in pixels the images are reduced to; by default their own."""
     entropy: float = 1e-4
     """Weight of the attention's entropy: above 0 it stays spread out for longer."""
+    spread: float = 0.3
+    """Weight of what the attention's entropy lacks to that of as many even places as --patches; 0 as in the paper."""
     smooth: float = 1e-5
     """Share of the draws that is uniform over all places."""
     replacement: bool = False
@@ -124,7 +126,7 @@ class ZoomTrainConfig(JobConfig):
     def _ranges(self) -> dict[str, tuple[bool, str]]:
         whole = ("patches", "maps", "view", "whole_size", "batch_size", "open_images", "evaluations", "probe")
         above = ("lr", "clip", "epochs", "flops", "minutes", "checkpoint_seconds")
-        least = ("entropy", "weight_decay", "workers", "pictures")
+        least = ("entropy", "spread", "weight_decay", "workers", "pictures")
         values = {name: getattr(self, name) for name in (*whole, *above, *least)}
         return (
             {name: (values[name] is None or values[name] >= 1, "of at least 1") for name in whole}

@@ -31,6 +31,15 @@ _PATCHES, _FLIPS = 8, 9  # keys of the independent random streams of one seed
 Batch = tuple[Scenes, Draws]
 
 
+def attention_terms(entropy: Tensor, config: ZoomTrainConfig) -> Tensor:
+    """What is added to the losses [batch] for the attention's entropy [batch], in nats."""
+    terms = -config.entropy * entropy
+    if config.method == "zoom":
+        # Attention on fewer places than patches are drawn wastes the rest of them.
+        terms = terms + config.spread * (math.log(config.patches) - entropy).clamp_min(0)
+    return terms
+
+
 class ZoomFitting(Fitting):
     """A run in the making, see `Fitting`.
 
@@ -128,7 +137,7 @@ class ZoomFitting(Fitting):
     def _losses(self, images: Batch, labels: Tensor) -> tuple[Tensor, Tensor]:
         with self.accelerator.autocast():
             outputs, spread = self.model(*images)
-        return self.images.target.losses(outputs, labels) - self.settings.entropy * spread, outputs
+        return self.images.target.losses(outputs, labels) + attention_terms(spread, self.settings), outputs
 
     def _clip(self) -> None:
         self.accelerator.unscale_gradients(self.optimizer)

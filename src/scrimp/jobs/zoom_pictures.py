@@ -99,7 +99,8 @@ def overlay_section(items: Sequence[tuple[bytes, str, str]]) -> Section:
     """The part of a report that shows overlays: (PNG, what is said of it, the file's name) each."""
     figures = "".join(picture(png, f"{name}: {said}", caption=f"{name}: {said}") for png, said, name in items)
     text = "Orange: where attention lies. Frames: the patches that were read at full resolution."
-    return Section("What the model looked at", f'<div class="pair">{figures}</div>' if items else escape("-"), text)
+    body = f'<div class="pair">{figures}</div>' if items else escape("-")
+    return Section("What the model looked at", body, text, first=True)
 
 
 def caption(said: str, truth: str | None) -> str:
