@@ -79,10 +79,10 @@ def modules() -> tuple[Part, Part]:
 TASKS = {
     "mnist": Task(
         "mnist",
-        epochs=20,
+        epochs=16,
         shared={"features": "convnet"},
         ways={
-            "zoom": {"view": 180, "patches": 10, "patch_size": (50,), "lr": 2e-3, "evaluations": 20},
+            "zoom": {"view": 180, "patches": 10, "patch_size": (50,), "lr": 3e-3, "evaluations": 16},
             "abmil": {"patch_size": (50,), "patches": 10, "batch_size": 4},
             "whole": {"features": "convnet-16-mean", "batch_size": 4},
             "whole-half": {"method": "whole", "features": "convnet-16-mean", "whole_size": 750, "batch_size": 8},
