@@ -260,7 +260,7 @@ ZOOM_LINES = (
         "1",
         "Megapixel MNIST, 1,500 pixels, 10 patches of 50: accuracy at equal FLOPs, and what the whole image costs",
         "zoom_runs.py run",
-        "zoom/mnist/**/*.json",
+        "zoom/*/*.json",
         zoom.megapixel,
         "error under 10 %, at most a third of 210 passes at chance, 3 seeds; at most 1/10 of the FLOPs and 1/5 of the "
         "peak memory of the whole image's network",
@@ -278,7 +278,7 @@ ZOOM_LINES = (
         "3",
         "road signs in photographs and solar modules: accuracy at equal FLOPs, patches on the object against chance",
         "zoom_runs.py run",
-        "zoom/[ms][io]*/**/*.json",
+        "zoom/*/*.json",
         zoom.objects,
         "beside the whole image and attention pooling over all patches; above chance",
         together=True,

@@ -190,7 +190,7 @@ def costs(order: Costs) -> None:
         task = TASKS[name]
         ours = prepared(task, OURS, order.batch)
         for way in task.ways:
-            path = order.out / name / "cost" / f"{way}.json"
+            path = order.out / name / f"cost-{way}.json"
             if not path.is_file():
                 receipt = cost_of(task, way, ours, order)
                 save_receipt(receipt, path)

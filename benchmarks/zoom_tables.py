@@ -138,7 +138,7 @@ def costs_of(task: str, receipts: Sequence[Receipt]) -> Mapping[str, Receipt]:
 
 def table_text(folder: Path, task: str) -> str:
     """A table in Markdown: a row a way, what it gave and what it cost; from the receipts in ``folder``."""
-    receipts = [load_receipt(path) for path in sorted((folder / task).rglob("*.json"))]
+    receipts = [load_receipt(path) for path in sorted((folder / task).glob("*.json"))]
     runs, costs = by_way(task, receipts), costs_of(task, receipts)
     if not runs:
         return f"{TASKS[task]}: {UNMEASURED.lower()}"
