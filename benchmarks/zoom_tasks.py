@@ -79,10 +79,13 @@ def modules() -> tuple[Part, Part]:
 TASKS = {
     "mnist": Task(
         "mnist",
-        epochs=16,
+        epochs=12,
         shared={"features": "convnet"},
         ways={
-            "zoom": {"view": 180, "patches": 10, "patch_size": (50,), "lr": 3e-3, "evaluations": 16},
+            "zoom": {
+                "view": 300, "attention": "contrast-6", "patches": 10, "patch_size": (50,), "lr": 3e-3,
+                "evaluations": 12,
+            },
             "abmil": {"patch_size": (50,), "patches": 10, "batch_size": 4},
             "whole": {"features": "convnet-16-mean", "batch_size": 4},
             "whole-half": {"method": "whole", "features": "convnet-16-mean", "whole_size": 750, "batch_size": 8},
@@ -92,7 +95,7 @@ TASKS = {
     "signs": Task(
         "signs",
         epochs=40,
-        shared={"features": "convnet", "augment": "none"},
+        shared={"features": "convnet", "augment": "flip"},
         ways={
             "zoom": {
                 "view": 512, "attention": "contrast-8", "patches": 5, "patch_size": (112,), "batch_size": 16,
