@@ -39,9 +39,8 @@ class ContrastAttention(nn.Module):
     """Three convolutions, 8 channels, on half the view's resolution, added to how much the view varies about a place.
 
     Before anything is learnt the draws then go to where something is rather than to the empty background, of which
-    most of a large image often consists; how much variation counts, per map, is learnt with the rest. Logits are
-    bounded, so that all that is worth a look is looked at alike, and each location is the best of a few places, lest
-    all patches fall on the same thing.
+    most of a large image often consists; how much variation counts, per map, is learnt with the rest. Each location is
+    the best of a few places, lest all patches fall on the same thing.
 
     Args:
         stride: pixels of the view from one location to the next, even.
@@ -77,7 +76,7 @@ class ContrastAttention(nn.Module):
         """[batch, channels, h, w] -> logits [batch, maps, h', w'], one each stride; the last may span less."""
         logits = self.head(self.layers(views))
         varies = local_contrast(views, (logits.shape[2], logits.shape[3]))
-        logits = _LIMIT * torch.tanh((logits + self.weight[:, None, None] * varies.to(logits.dtype)) / _LIMIT)
+        logits = logits + self.weight[:, None, None] * varies.to(logits.dtype)
         return nn.functional.max_pool2d(logits, self.pool, ceil_mode=True) if self.pool > 1 else logits
 
 
@@ -215,7 +214,6 @@ class _Preact(nn.Module):
         return inner + (self.shortcut(ready) if isinstance(self.shortcut, nn.Conv2d) else maps)
 
 
-_LIMIT = 5.0  # of a logit: a place worth a look outweighs thousands that are not, and no other that is
 _ATTENTION: dict[str, Callable[[int, int], nn.Module]] = {"small": SmallAttention, "pooled": PooledAttention}
 _BUILT_IN = {"convnet": PooledConvNet, "plain": PlainFeatures}
 
