@@ -13,6 +13,7 @@ none. Every way has the same feature network and, in all, the FLOPs that attenti
 
 from __future__ import annotations
 
+import gc
 import io
 import statistics
 import sys
@@ -33,7 +34,7 @@ from scrimp.jobs.zoom_pictures import look_at, overlay
 from scrimp.jobs.zoom_plan import load_plan
 from scrimp.jobs.zoom_readers import Readers, Views
 from scrimp.jobs.zoom_setup import ZoomSetup, prepare_zoom
-from scrimp.meter import Cost, Reading, paired
+from scrimp.meter import Cost, Reading, ResidentPeak, paired
 from scrimp.meter.resident import peak_resident
 from scrimp.primitives.files import write_atomic
 from scrimp.receipts import Receipt, load_receipt, save_receipt
@@ -274,8 +275,9 @@ def work(task: str, way: str, what: str, batch: int) -> None:
     """A fresh process's work: everything but the step, or a few of them."""
     torch.set_num_threads(1)
     setup = prepared(TASKS[task], way, batch)
-    if what != "idle":
-        do = (step_of if what == "train" else look_of)(setup, batch)
+    do = {"idle": lambda: None, "train": step_of(setup, batch), "score": look_of(setup, batch)}[what]
+    gc.collect()
+    with ResidentPeak():  # from here on; making the data took more
         for _ in range(2):
             do()
 
