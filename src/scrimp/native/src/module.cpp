@@ -15,9 +15,13 @@
 #include "bound.hpp"
 #include "clustered_attention.hpp"
 #include "dot.hpp"
+#include "kmeans.hpp"
 #include "linear_attention.hpp"
 #include "philox.hpp"
+#include "range_coder.hpp"
 #include "simd.hpp"
+#include "splat_loss.hpp"
+#include "splat_render.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -78,5 +82,9 @@ NB_MODULE(_native, module) {
     scrimp::bind_clustered_attention(module);
     scrimp::bind_philox(module);
     scrimp::bind_orthogonal(module);
+    scrimp::bind_kmeans(module);
+    scrimp::bind_range_coder(module);
+    scrimp::bind_splat_render(module);
+    scrimp::bind_splat_loss(module);
     module.def("dot", &dot, "a"_a.noconvert(), "b"_a.noconvert());
 }

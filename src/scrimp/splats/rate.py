@@ -1,0 +1,109 @@
+"""How much to lose: named qualities, and the finest encoding within a size or the smallest that reaches a quality.
+
+All of them lie on one ladder, on which every step of every field halves from rung to rung.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from torch import Tensor
+
+from scrimp.primitives.errors import InputError
+from scrimp.splats.codec import OCTAVE, Settings
+from scrimp.splats.container import Prepared, decode, encode_prepared, prepare
+from scrimp.splats.scene import Splats
+
+QUALITIES = {"small": -1.0, "medium": 0.0, "high": 2.0}
+"""Rungs by name."""
+COARSEST, FINEST = -4.0, 5.0
+_PRECISION = 1 / 16  # of a rung: some 1.5 % of the bytes
+
+
+def settings_at(rung: float) -> Settings:
+    """The settings of a rung: 0 is ``medium``, one up halves every step.
+
+    Raises:
+        InputError: beyond `COARSEST` and `FINEST`.
+    """
+    if not COARSEST <= rung <= FINEST:
+        raise InputError(f"a rung from {COARSEST:g} to {FINEST:g}", f"{rung:g}", "choose one between")
+    base, finer = Settings(), 2.0**-rung
+    return replace(
+        base,
+        opacity=max(1, round(base.opacity * finer)),
+        scale=max(1, round(base.scale * finer)),
+        position=min(0, round(base.position - OCTAVE * rung)),
+        rotation=base.rotation * finer,
+        color=base.color * finer,
+        harmonics=base.harmonics * finer,
+    )
+
+
+def encode_at(
+    splats: Splats,
+    *,
+    quality: str | None = None,
+    size: int | None = None,
+    psnr: float | None = None,
+    score: Callable[[Splats], float] | None = None,
+    importance: Tensor | None = None,
+    prune: bool = True,
+    extra: bool = True,
+) -> bytes:
+    """Encode by a name, within a size, or up to a quality; exactly one of the three.
+
+    Args:
+        quality: a key of `QUALITIES`.
+        size: bytes; the finest rung that needs no more is taken.
+        psnr: dB by ``score``; the coarsest rung that reaches them is taken.
+        score: of a decoded scene, such as the PSNR of its pictures against those of ``splats``.
+        importance, prune, extra: as for `scrimp.splats.container.encode`.
+
+    Raises:
+        InputError: not exactly one target, or one that no rung reaches.
+    """
+    if sum(target is not None for target in (quality, size, psnr)) != 1:
+        raise InputError("one of quality, size and psnr", f"{quality}, {size}, {psnr}", "pass exactly one")
+    if quality is not None and quality not in QUALITIES:
+        raise InputError(f"a quality out of: {', '.join(QUALITIES)}", quality[:40], "choose one")
+    scene = prepare(splats, importance=importance, prune=prune, extra=extra)
+    if quality is not None:
+        return encode_prepared(scene, settings_at(QUALITIES[quality]))
+    if size is not None:
+        return _within(scene, size)
+    if score is None or psnr is None:
+        raise InputError("a score to measure the psnr by", "none", "pass score")
+    return _up_to(scene, psnr, score)
+
+
+def _within(scene: Prepared, size: int) -> bytes:
+    best = encode_prepared(scene, settings_at(COARSEST))
+    if len(best) > size:
+        raise InputError(f"a size of at least {len(best)} bytes", f"{size}", "allow more, or drop Gaussians first")
+    low, high = COARSEST, FINEST
+    while high - low > _PRECISION:
+        middle = (low + high) / 2
+        found = encode_prepared(scene, settings_at(middle))
+        if len(found) <= size:
+            low, best = middle, found
+        else:
+            high = middle
+    return best
+
+
+def _up_to(scene: Prepared, psnr: float, score: Callable[[Splats], float]) -> bytes:
+    best = encode_prepared(scene, settings_at(FINEST))
+    reached = score(decode(best))
+    if not reached >= psnr:
+        raise InputError(f"at most {reached:.2f} dB, what the finest rung reaches", f"{psnr:g}", "ask for less")
+    low, high = COARSEST, FINEST
+    while high - low > _PRECISION:
+        middle = (low + high) / 2
+        found = encode_prepared(scene, settings_at(middle))
+        if score(decode(found)) >= psnr:
+            high, best = middle, found
+        else:
+            low = middle
+    return best
