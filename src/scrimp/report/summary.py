@@ -20,6 +20,8 @@ DIRECTIONS = {
     "bits": -1,
     "perplexity": -1,
     "precision": 1,
+    "psnr": 1,
+    "ssim": 1,
 }
 """The last word of a quality's name to its good direction; a quality that is not here is called higher or lower."""
 
