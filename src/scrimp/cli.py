@@ -23,6 +23,14 @@ from scrimp.jobs.merge_config import MergeConfig
 from scrimp.jobs.pixels_config import PixelsSampleConfig, PixelsTrainConfig
 from scrimp.jobs.pretrain_config import PretrainConfig
 from scrimp.jobs.probe_config import ProbeConfig
+from scrimp.jobs.splats_config import (
+    SplatsCompareConfig,
+    SplatsCompressConfig,
+    SplatsDecompressConfig,
+    SplatsInfoConfig,
+    SplatsRenderConfig,
+    SplatsViewConfig,
+)
 from scrimp.jobs.swap_config import SwapConfig
 from scrimp.jobs.zoom_config import ZoomPredictConfig, ZoomTrainConfig
 from scrimp.primitives.errors import InputError, MissingExtraError
@@ -40,11 +48,18 @@ _CONFIGS: dict[str, type] = {
     "swap": SwapConfig,
     "pixels train": PixelsTrainConfig,
     "pixels sample": PixelsSampleConfig,
+    "splats compress": SplatsCompressConfig,
+    "splats decompress": SplatsDecompressConfig,
+    "splats info": SplatsInfoConfig,
+    "splats render": SplatsRenderConfig,
+    "splats view": SplatsViewConfig,
+    "splats compare": SplatsCompareConfig,
     "compare": CompareConfig,
     "report": ReportConfig,
 }
 _GROUPS = {
     "pixels": "Images pixel by pixel: train a model of them, sample from it.",
+    "splats": "3-D Gaussian splat scenes: make them small, convert, draw and show them.",
     "zoom": "Images too large to process whole: train on a few patches of each, predict.",
 }
 
@@ -130,7 +145,10 @@ def _from_file(config: type, file: Path) -> Any:
     strangers = sorted(set(settings) - set(known))
     if strangers:
         raise InputError(f"settings of {config.__name__}", f"{strangers[0]} in {file}", "see scrimp JOB --help")
-    return config(**{key: _cast(value, str(known[key].type)) for key, value in settings.items()})
+    nothing = dataclasses.MISSING
+    # What has no default is asked of the flags, not of the file alone.
+    asked = {key: tyro.MISSING for key, item in known.items() if item.default is item.default_factory is nothing}
+    return config(**asked | {key: _cast(value, str(known[key].type)) for key, value in settings.items()})
 
 
 def _cast(value: Any, kind: str) -> Any:
@@ -246,6 +264,60 @@ def _pixels_sample(config: PixelsSampleConfig) -> int:
     return 0
 
 
+def _splats_compress(config: SplatsCompressConfig) -> int:
+    from scrimp.jobs.splats_compress import splats_compress
+
+    done = splats_compress(config)
+    _show(done.receipts, config.json)
+    _say(f"scene: {done.path}", config.json)
+    return 0
+
+
+def _splats_decompress(config: SplatsDecompressConfig) -> int:
+    from scrimp.jobs.splats_files import splats_decompress
+
+    done = splats_decompress(config)
+    if config.json:
+        print(json.dumps({**dataclasses.asdict(done), "path": str(done.path)}, indent=2))
+    _say(f"{done.gaussians} Gaussians in {done.bytes_after} bytes: {done.path}", config.json)
+    return 0
+
+
+def _splats_info(config: SplatsInfoConfig) -> int:
+    from scrimp.jobs.splats_info import info_table, splats_info
+
+    info = splats_info(config)
+    if config.json:
+        print(json.dumps(dataclasses.asdict(info), indent=2))
+    else:
+        _console().print(info_table(info))
+    return 0
+
+
+def _splats_render(config: SplatsRenderConfig) -> int:
+    from scrimp.jobs.splats_render import splats_render
+
+    paths = _guard(lambda: splats_render(config), "splats render")
+    if config.json:
+        print(json.dumps([str(path) for path in paths], indent=2))
+    _say(f"{len(paths)} pictures: {paths[0].parent}", config.json)
+    return 0
+
+
+def _splats_view(config: SplatsViewConfig) -> int:
+    from scrimp.jobs.splats_pages import splats_view
+
+    _say(f"page: {splats_view(config)}", quiet=False)
+    return 0
+
+
+def _splats_compare(config: SplatsCompareConfig) -> int:
+    from scrimp.jobs.splats_pages import splats_compare
+
+    _say(f"page: {splats_compare(config)}", quiet=False)
+    return 0
+
+
 def _report(config: ReportConfig) -> int:
     from scrimp.jobs.report import report
 
@@ -309,6 +381,12 @@ _COMMANDS: dict[type, Callable[[Any], int]] = {
     SwapConfig: _swap,
     PixelsTrainConfig: _pixels_train,
     PixelsSampleConfig: _pixels_sample,
+    SplatsCompressConfig: _splats_compress,
+    SplatsDecompressConfig: _splats_decompress,
+    SplatsInfoConfig: _splats_info,
+    SplatsRenderConfig: _splats_render,
+    SplatsViewConfig: _splats_view,
+    SplatsCompareConfig: _splats_compare,
     ReportConfig: _report,
     CompareConfig: _compare,
 }
