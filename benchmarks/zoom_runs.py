@@ -115,7 +115,7 @@ def config_of(task: Task, way: str, *, seed: int = 0, out: Path | None = None, b
     method = {"method": way} if way in ("zoom", "abmil", "whole") else {}
     spent = {"epochs": task.epochs} if budget is None else {"flops": budget}
     settings = {"evaluations": 1, "probe": 20, "pictures": 0, **task.shared, **method, **task.ways[way], **spent}
-    resume = out is not None and out.is_dir()
+    resume = out is not None and (out / "config.yaml").is_file()
     return ZoomTrainConfig(
         data=task.name, seed=seed, out=out, device="cpu", json=True, cache=cache_folder() / "zoom" / "views",
         resume=resume, **settings,
