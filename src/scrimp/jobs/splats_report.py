@@ -41,7 +41,9 @@ def _pictures(before: Tensor, after: Tensor, view: int, score: float) -> Section
         "Difference, eight times as strong": difference(after, before),
     }
     figures = "".join(picture(png(image), f"{said}, view {view}", caption=said) for said, image in shown.items())
-    return Section("The view that lost most", f'<div class="pair">{figures}</div>', f"View {view} of those compared.")
+    return Section(
+        "The view that lost most", f'<div class="pair">{figures}</div>', f"View {view} of those compared.", first=True
+    )
 
 
 def _text(receipt: Receipt) -> str:
