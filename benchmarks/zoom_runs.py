@@ -27,6 +27,7 @@ import tyro
 from PIL import Image
 
 from scrimp.jobs.engine import start
+from scrimp.jobs.folder import WEIGHTS
 from scrimp.jobs.zoom import zoom_train
 from scrimp.jobs.zoom_config import ZoomTrainConfig
 from scrimp.jobs.zoom_model import Looking
@@ -288,7 +289,9 @@ def print_tables(order: Table) -> None:
 
 def picture(order: Picture) -> None:
     """Side by side, of equal heights."""
-    shown = [drawn(task, order) for task in TASKS.values() if (order.work / task.name / f"{OURS}-s0").is_dir()]
+    shown = [
+        drawn(task, order) for task in TASKS.values() if (order.work / task.name / f"{OURS}-s0" / WEIGHTS).is_file()
+    ]
     if not shown:
         sys.exit(f"{Path(__file__).name}: no trained {OURS} in {order.work}: run it first")
     height = max(one.height for one in shown)
