@@ -140,23 +140,27 @@ def table_text(folder: Path, task: str) -> str:
     """A table in Markdown: a row a way, what it gave and what it cost; from the receipts in ``folder``."""
     receipts = [load_receipt(path) for path in sorted((folder / task).glob("*.json"))]
     runs, costs = by_way(task, receipts), costs_of(task, receipts)
-    if not runs:
+    rows = [row(way, runs.get(way, ()), costs.get(way)) for way in WAYS if way in runs or way in costs]
+    if not rows:
         return f"{TASKS[task]}: {UNMEASURED.lower()}"
     head = "| | test accuracy | seeds | passes | GFLOP an image | peak, MB | images a CPU second |"
-    rows = [row(way, many, costs.get(way)) for way, many in runs.items()]
-    return "\n".join([f"**{TASKS[task]}**, {CHANCE[task]:.0%} by chance", "", head, "|---" + "|--:" * 6 + "|", *rows])
+    chance = f"{100 * CHANCE[task]:.0f} % by chance"
+    return "\n".join([f"**{TASKS[task]}**, {chance}", "", head, "|---" + "|--:" * 6 + "|", *rows])
 
 
 def row(way: str, runs: Sequence[Receipt], cost: Receipt | None) -> str:
-    values = [100 * float(run.quality["test_accuracy"] or 0) for run in runs]
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    passes = statistics.fmean(float(run.cost.samples.value or 0) / run.notes["training images"] for run in runs)
-    flops = statistics.fmean(run.notes["flops an image, training"] for run in runs) / 1e9
-    peak, speed = ("-", "-") if cost is None else (
-        f"{float(cost.quality['peak_bytes_train'] or 0) / 1e6:.0f}",
-        f"{float(cost.quality['images_a_cpu_second_train'] or 0):.1f}",
-    )  # fmt: skip
-    return (
-        f"| {WAYS[way]} | {statistics.fmean(values):.1f}{spread} % | {len(values)} | {passes:.1f} | {flops:.2f} | "
-        f"{peak} | {speed} |"
-    )
+    """What was not trained, or not measured, is a dash."""
+    given, passes, flops = ["-", "0"], "-", float("nan")
+    if runs:
+        values = [100 * float(run.quality["test_accuracy"] or 0) for run in runs]
+        spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+        given = [f"{statistics.fmean(values):.1f}{spread} %", str(len(values))]
+        parts = [float(run.cost.samples.value or 0) / run.notes["training images"] for run in runs]
+        passes = f"{statistics.fmean(parts):.1f}"
+        flops = statistics.fmean(run.notes["flops an image, training"] for run in runs)
+    spent = ["-", "-"]
+    if cost is not None:
+        flops, quality = float(cost.quality["flops_train"] or 0), cost.quality
+        peak, speed = quality["peak_bytes_train"], quality["images_a_cpu_second_train"]
+        spent = [f"{float(peak or 0) / 1e6:.0f}", f"{float(speed or 0):.1f}"]
+    return f"| {' | '.join([WAYS[way], *given, passes, f'{flops / 1e9:.2f}', *spent])} |"

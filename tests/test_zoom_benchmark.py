@@ -76,8 +76,11 @@ def test_tables_of_receipts(module, tmp_path):
         found = Receipt("benchmark", "zoom/mnist/cost", way, quality=quality)
         save_receipt(found, tmp_path / "zoom" / "mnist" / f"cost-{way}.json")
     text = tables.table_text(tmp_path / "zoom", "mnist")
-    assert "| attention sampling | 92.0 ± 2.8 % | 2 | 0.0 | 2.00 | 50 | 8.0 |" in text
+    assert "| attention sampling | 92.0 ± 2.8 % | 2 | 0.0 | 1.00 | 50 | 8.0 |" in text
     assert "| whole image | 12.0 % | 1 |" in text
+    save_receipt(replace(found, way="abmil"), tmp_path / "zoom" / "mnist" / "cost-abmil.json")
+    text = tables.table_text(tmp_path / "zoom", "mnist")
+    assert "| attention pooling over all patches | - | 0 | - | 50.00 | 2500 | 400.0 |" in text
     receipts = [replace(tables.load_receipt(path)) for path in sorted((tmp_path / "zoom").rglob("*.json"))]
     line = tables.megapixel(receipts)
     for part in (
