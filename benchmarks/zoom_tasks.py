@@ -94,12 +94,12 @@ TASKS = {
     ),
     "signs": Task(
         "signs",
-        epochs=40,
+        epochs=20,
         shared={"features": "convnet", "augment": "flip"},
         ways={
             "zoom": {
                 "view": 512, "attention": "contrast-8", "patches": 5, "patch_size": (112,), "batch_size": 16,
-                "lr": 2e-3, "evaluations": 10,
+                "lr": 2e-3, "evaluations": 5,
             },
             "abmil": {"patch_size": (128,), "patches": 5, "batch_size": 2},
             "whole": {"batch_size": 4},
