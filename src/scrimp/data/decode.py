@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from scrimp.primitives.errors import InputError
+from scrimp.primitives.pixels import eight_bits
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -98,7 +99,7 @@ def picture_pixels(picture: Picture, *, size: tuple[int, int], mode: str) -> Ten
     """
     from PIL import Image, ImageOps
 
-    flat = _eight_bits(picture)
+    flat = eight_bits(picture)
     if flat.has_transparency_data:
         white = Image.new("RGBA", flat.size, "white")
         flat = Image.alpha_composite(white, flat.convert("RGBA"))
@@ -164,20 +165,6 @@ def _turn_upright(picture: Picture) -> None:
     # A damaged note about the camera is no reason to lose a sound picture.
     with contextlib.suppress(*_damage()):
         ImageOps.exif_transpose(picture, in_place=True)
-
-
-def _eight_bits(picture: Picture) -> Picture:
-    """PIL clips wide pixels at 255 when it converts them; scale them instead."""
-    from PIL import Image
-
-    if picture.mode == "F":
-        raise ValueError("32-bit float pixels have no agreed range")
-    if not picture.mode.startswith("I"):
-        return picture
-    wide = np.asarray(picture).astype(np.int64)
-    if wide.min() < 0 or wide.max() > 65535:
-        raise ValueError("integer pixels beyond 16 bits have no agreed range")
-    return Image.fromarray(((wide + 128) // 257).astype(np.uint8))
 
 
 def _damage() -> tuple[type[Exception], ...]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from scrimp.primitives.errors import InputError
+from scrimp.primitives.pixels import eight_bits
 from scrimp.splats.distortion import Lens
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ def read_pixels(path: Path, size: tuple[int, int], background: tuple[float, floa
 
     with _opened(path) as picture:
         box = _draft(picture, size)
-        flat = _eight_bits(picture)
+        flat = eight_bits(picture)
         if flat.has_transparency_data:
             clear = tuple(round(255 * value) for value in background)
             flat = Image.alpha_composite(Image.new("RGBA", flat.size, (*clear, 255)), flat.convert("RGBA"))
@@ -161,7 +162,7 @@ def read_alpha(path: Path, size: tuple[int, int]) -> Tensor | None:
 def read_grey(path: Path, size: tuple[int, int]) -> Tensor:
     """An image file, reduced or enlarged to a size, as uint8 [h, w, 1]."""
     with _opened(path) as picture:
-        return _resized(_eight_bits(picture).convert("L"), size, None)
+        return _resized(eight_bits(picture).convert("L"), size, None)
 
 
 @contextmanager
@@ -185,20 +186,6 @@ def _draft(picture: Picture, size: tuple[int, int]) -> tuple[float, float, float
     that, since the last pixels may lie partly beyond it."""
     drafted = picture.draft(None, (2 * size[0], 2 * size[1]))
     return None if drafted is None else drafted[1]
-
-
-def _eight_bits(picture: Picture) -> Picture:
-    """PIL clips wide pixels at 255 when it converts them; scale them instead."""
-    from PIL import Image
-
-    if picture.mode == "F":
-        raise ValueError("32-bit float pixels have no agreed range")
-    if not picture.mode.startswith("I"):
-        return picture
-    wide = np.asarray(picture).astype(np.int64)
-    if wide.min() < 0 or wide.max() > 65535:
-        raise ValueError("integer pixels beyond 16 bits have no agreed range")
-    return Image.fromarray(((wide + 128) // 257).astype(np.uint8))
 
 
 def _resized(picture: Picture, size: tuple[int, int], box: tuple[float, float, float, float] | None) -> Tensor:
