@@ -12,13 +12,12 @@ from scrimp.primitives.errors import InputError
 from scrimp.splats import codec
 from scrimp.splats.canonical import canonical
 from scrimp.splats.codebooks import kmeans, nearest
-from scrimp.splats.levels import CODES, nearest_codes, number_codebook, opacity_levels
+from scrimp.splats.levels import CODES, nearest_codes, number_codebook
 from scrimp.splats.morton import morton_order
 from scrimp.splats.optimise import scene_of
 from scrimp.splats.quantised import as_before, through
 from scrimp.splats.scene import Splats
-from scrimp.splats.smallest_three import pack
-from scrimp.splats.sog_fields import MOST_ENTRIES, SogFields, _quantise_means, dequantise
+from scrimp.splats.sog_fields import MOST_ENTRIES, SogFields, dequantise, fields_of
 from scrimp.splats.sog_write import pack_sog
 
 _BOOKS = ("scales", "colors", "entries")
@@ -120,25 +119,11 @@ class SogQuantiser:
         if not self._kept or len(self._kept["labels"]) != len(scene):
             raise InputError("a quantiser that has seen the scene", "another scene", "call refresh first")
         upright = canonical(scene)
-        means, lowest, highest = _quantise_means(upright.means)
-        largest, rotations = pack(upright.quaternions, 8)
         scales, colors, entries = (self._kept[name] for name in _BOOKS)
         centres = self._kept["centres"].unflatten(1, scene.harmonics.shape[1:])
-        return SogFields(
-            means=means,
-            lowest=lowest,
-            highest=highest,
-            largest=largest.to(torch.uint8),
-            rotations=rotations.to(torch.uint8),
-            scales=nearest_codes(upright.scales, scales),
-            scale_codebook=scales,
-            colors=nearest_codes(upright.colors, colors),
-            color_codebook=colors,
-            opacities=opacity_levels(upright.opacities),
-            palette=nearest_codes(centres, entries),
-            palette_codebook=entries if len(centres) else torch.zeros(CODES),
-            labels=self._kept["labels"].int(),
-        )
+        codebook = entries if len(centres) else torch.zeros(CODES)
+        palette = (nearest_codes(centres, entries), codebook, self._kept["labels"].int())
+        return fields_of(upright, (scales, colors), palette)
 
 
 def _storable(splats: Splats) -> Splats:

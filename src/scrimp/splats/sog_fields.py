@@ -113,26 +113,34 @@ def quantise(
         scene = scene.take(order)
         palette = None if palette is None else replace(palette, labels=palette.labels.cpu()[order])
     scene = canonical(scene)
+    weights = _importance(scene)[:, None].expand_as(scene.scales)
+    books = [number_codebook(values, weights=weights) for values in (scene.scales, scene.colors)]
+    return fields_of(scene, (books[0], books[1]), _quantise_palette(scene, palette))
+
+
+def fields_of(scene: Splats, books: tuple[Tensor, Tensor], palette: tuple[Tensor, Tensor, Tensor]) -> SogFields:
+    """The fields of a canonical scene, in its order, with codebooks that were chosen before.
+
+    Args:
+        books: [256] each, of the scales and of the colours.
+        palette: codes, their codebook and labels, as `SogFields` has them.
+    """
     means, lowest, highest = _quantise_means(scene.means)
     largest, rotations = pack(scene.quaternions, 8)
-    weights = _importance(scene)[:, None].expand_as(scene.scales)
-    scale_codebook = number_codebook(scene.scales, weights=weights)
-    color_codebook = number_codebook(scene.colors, weights=weights)
-    codes, palette_codebook, labels = _quantise_palette(scene, palette)
     return SogFields(
         means=means,
         lowest=lowest,
         highest=highest,
         largest=largest.to(torch.uint8),
         rotations=rotations.to(torch.uint8),
-        scales=nearest_codes(scene.scales, scale_codebook),
-        scale_codebook=scale_codebook,
-        colors=nearest_codes(scene.colors, color_codebook),
-        color_codebook=color_codebook,
+        scales=nearest_codes(scene.scales, books[0]),
+        scale_codebook=books[0],
+        colors=nearest_codes(scene.colors, books[1]),
+        color_codebook=books[1],
         opacities=opacity_levels(scene.opacities),
-        palette=codes,
-        palette_codebook=palette_codebook,
-        labels=labels,
+        palette=palette[0],
+        palette_codebook=palette[1],
+        labels=palette[2],
     )
 
 
