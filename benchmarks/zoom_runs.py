@@ -20,13 +20,13 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import tyro
 from PIL import Image
 
-from scrimp.jobs.engine import start
+from scrimp.jobs.engine import accelerated
 from scrimp.jobs.folder import WEIGHTS
 from scrimp.jobs.zoom import zoom_train
 from scrimp.jobs.zoom_config import ZoomTrainConfig
@@ -42,6 +42,9 @@ from scrimp.receipts import Receipt, load_receipt, save_receipt
 from zoom_items import Box
 from zoom_tables import table_text
 from zoom_tasks import TASKS, Part, Task, cache_folder
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 NAME = "zoom"
 RECEIPTS = Path(__file__).resolve().parent.parent / "receipts" / NAME
@@ -190,21 +193,21 @@ def by_chance(size: tuple[int, int], side: int, items: tuple[Box, ...]) -> float
 def costs(order: Costs) -> None:
     for name in order.tasks:
         task = TASKS[name]
-        ours = prepared(task, OURS, order.batch)
         for way in task.ways:
             path = order.out / name / f"cost-{way}.json"
             if not path.is_file():
-                receipt = cost_of(task, way, ours, order)
+                with accelerated(config_of(task, OURS, budget=None)) as accelerator:
+                    receipt = cost_of(task, way, order, accelerator)
                 save_receipt(receipt, path)
                 print(f"{name} {way}: {receipt.quality}", flush=True)
 
 
-def cost_of(task: Task, way: str, ours: ZoomSetup, order: Costs) -> Receipt:
+def cost_of(task: Task, way: str, order: Costs, accelerator: Accelerator) -> Receipt:
     """Of one way: an image's FLOPs, a step's peak above the idle process, and both CPU times over attention sampling's.
 
     Reading and making views is part of both times.
     """
-    theirs = prepared(task, way, order.batch)
+    ours, theirs = (prepared(task, each, order.batch, accelerator) for each in (OURS, way))
     train = paired(step_of(theirs, order.batch), step_of(ours, order.batch), order.repeats, warmup=1)
     score = paired(look_of(theirs, order.batch), look_of(ours, order.batch), order.repeats, warmup=1)
     peaks = {what: peak(task, way, what, order) for what in ("idle", "train", "score")}
@@ -226,11 +229,10 @@ def cost_of(task: Task, way: str, ours: ZoomSetup, order: Costs) -> Receipt:
     return Receipt("benchmark", f"{NAME}/{task.name}/cost", way, quality=quality, cost=cost, config=config)
 
 
-def prepared(task: Task, way: str, batch: int) -> ZoomSetup:
+def prepared(task: Task, way: str, batch: int, accelerator: Accelerator) -> ZoomSetup:
     """On a few images, views made anew each time: reading them is what the whole image costs."""
     few = task.load()[0].gallery.take(range(batch))
     config = replace(config_of(task, way, budget=None), batch_size=batch, cache=None, resume=False)
-    accelerator = start(config, "cpu")  # type: ignore[arg-type]  # it has all that is asked for
     return prepare_zoom(config, (few, few), accelerator, lambda done, total: None)
 
 
@@ -275,12 +277,13 @@ def peak(task: Task, way: str, what: str, order: Costs) -> float:
 def work(task: str, way: str, what: str, batch: int) -> None:
     """A fresh process's work: everything but the step, or a few of them."""
     torch.set_num_threads(1)
-    setup = prepared(TASKS[task], way, batch)
-    do = {"idle": lambda: None, "train": step_of(setup, batch), "score": look_of(setup, batch)}[what]
-    gc.collect()
-    with ResidentPeak():  # from here on; making the data took more
-        for _ in range(2):
-            do()
+    with accelerated(config_of(TASKS[task], way, budget=None)) as accelerator:
+        setup = prepared(TASKS[task], way, batch, accelerator)
+        do = {"idle": lambda: None, "train": step_of(setup, batch), "score": look_of(setup, batch)}[what]
+        gc.collect()
+        with ResidentPeak():  # from here on; making the data took more
+            for _ in range(2):
+                do()
 
 
 def print_tables(order: Table) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Generator
 from pathlib import Path
 
@@ -39,6 +40,16 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
             "torch's global generator was drawn from or seeded; pass a generator, or see conftest", pytrace=False
         )
     return outcome
+
+
+@pytest.fixture(autouse=True)
+def no_accelerator_left() -> Generator[None]:
+    """Fail a test that leaves an accelerator behind, whose device and precision the next test would be bound to."""
+    yield
+    module = sys.modules.get("accelerate.state")
+    if module is not None and module.AcceleratorState._shared_state:
+        module.AcceleratorState._reset_state(reset_partial_state=True)
+        pytest.fail("an accelerator was left; use scrimp.jobs.engine.accelerated", pytrace=False)
 
 
 @pytest.fixture(scope="session")

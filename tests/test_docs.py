@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,16 @@ def name(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
 
+@pytest.fixture
+def accelerator_of_a_page() -> Iterator[None]:
+    """A page's reader ends the process with the page."""
+    yield
+    module = sys.modules.get("accelerate.state")
+    if module is not None:
+        module.AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.usefixtures("accelerator_of_a_page")
 @pytest.mark.touches_global_rng  # an example may seed torch, as its reader would
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_blocks_of(page: Path, desk: Path) -> None:
@@ -41,6 +52,7 @@ def test_blocks_of(page: Path, desk: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("accelerator_of_a_page")
 @pytest.mark.touches_global_rng
 @pytest.mark.parametrize("page", SLOW_PAGES, ids=name)
 def test_slow_blocks_of(page: Path, desk: Path) -> None:

@@ -16,7 +16,7 @@ from scrimp.jobs.engine import start
 def main(base: str, out: Path) -> None:
     torch.set_num_threads(1)
     data = shapes_of(48, 24)
-    accelerator = start(config(out, model=base), "cpu")
+    accelerator = start(config(out, model=base))
     for name, method in PARALLEL.items():
         for parallel in ("ddp", "fsdp"):
             run = config(out / f"{name}-{parallel}", model=base, **TOGETHER, **method, parallel=parallel)

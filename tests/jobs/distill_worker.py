@@ -18,7 +18,7 @@ def main(out: Path) -> None:
     torch.set_num_threads(1)
     images = TensorImages(*draw(70, 0)), TensorImages(*draw(24, 1))
     data = ImageData(train=images[0], test=images[1], classes=CLASSES, name="shapes", mean=(0.2,), std=(0.2,))
-    accelerator = start(config(out), "cpu")
+    accelerator = start(config(out))
     for name, settings in METHODS.items():
         kept = {"cache_folder": out / "kept"} if name == "kept" else {}
         for parallel in ("ddp", "fsdp") if accelerator.num_processes > 1 else ("ddp",):

@@ -18,7 +18,7 @@ def main(out: Path) -> None:
     torch.set_num_threads(1)
     images = TensorImages(*draw(64, 0)), TensorImages(*draw(24, 1))
     data = ImageData(train=images[0], test=images[1], classes=CLASSES, name="shapes", mean=(0.2,), std=(0.2,))
-    accelerator = start(config(out), "cpu")
+    accelerator = start(config(out))
     for name, settings in METHODS.items():
         for parallel in ("ddp", "fsdp") if accelerator.num_processes > 1 else ("ddp",):
             run = config(out / f"{name}-{parallel}", **settings, parallel=parallel, epochs=2.0, optimizer="sgd")

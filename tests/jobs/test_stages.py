@@ -22,7 +22,7 @@ from scrimp.jobs.adapt_run import ADAPTER
 from scrimp.jobs.config import StudyConfig
 from scrimp.jobs.distill_fit import DistillFitting
 from scrimp.jobs.encoders import features_of, load_encoder
-from scrimp.jobs.engine import start
+from scrimp.jobs.engine import accelerated, start
 from scrimp.jobs.evaluate import ready
 from scrimp.jobs.fit import Fitting
 from scrimp.jobs.folder import CHECKPOINT, RECEIPT, REPORT, WEIGHTS
@@ -461,7 +461,7 @@ def few() -> ImageData:
 def run(out: Path) -> None:
     torch.set_num_threads(1)
     made = config(out, ways=WAYS[2:4], flops=1e8, labelled=0.25)
-    accelerator = start(made, made.device)
+    accelerator = start(made)
     study(made, data=few(), accelerator=accelerator)
     accelerator.end_training()
     if torch.distributed.is_initialized():
@@ -494,16 +494,16 @@ def test_minutes_are_shared_out_by_how_fast_each_way_is(shapes, monkeypatch):
     from scrimp.jobs.pretrain import Pretraining
 
     config = StudyConfig(ways=("uniform",), seeds=1, minutes=10.0, model="convnet-4", device="cpu", json=True)
-    accelerator = start(config, "cpu")
-    setup = prepare(config, shapes, accelerator)
-    monkeypatch.setattr(type(setup), "timed", lambda self: (0.01, 0.01))
-    usual = 0.01 / (setup.cost.train * config.batch_size)
-    monkeypatch.setattr(Pretraining, "seconds_a_flop", lambda self: 3 * usual)
-    monkeypatch.setattr(module.time, "perf_counter", lambda: 0.0)
-    budgets = []
-    for names in (("uniform",), ("pretrain+probe",), ("uniform", "pretrain+probe")):
-        order = dataclasses.replace(config, ways=names)
-        used = dataclasses.replace(setup, config=order)
-        budgets.append(module._budget(order, used, find_ways(names), 0.0))
-    assert budgets[0] / budgets[1] == pytest.approx(3, rel=0.01)
-    assert budgets[0] / budgets[2] == pytest.approx(4, rel=0.02)
+    with accelerated(config) as accelerator:
+        setup = prepare(config, shapes, accelerator)
+        monkeypatch.setattr(type(setup), "timed", lambda self: (0.01, 0.01))
+        usual = 0.01 / (setup.cost.train * config.batch_size)
+        monkeypatch.setattr(Pretraining, "seconds_a_flop", lambda self: 3 * usual)
+        monkeypatch.setattr(module.time, "perf_counter", lambda: 0.0)
+        budgets = []
+        for names in (("uniform",), ("pretrain+probe",), ("uniform", "pretrain+probe")):
+            order = dataclasses.replace(config, ways=names)
+            used = dataclasses.replace(setup, config=order)
+            budgets.append(module._budget(order, used, find_ways(names), 0.0))
+        assert budgets[0] / budgets[1] == pytest.approx(3, rel=0.01)
+        assert budgets[0] / budgets[2] == pytest.approx(4, rel=0.02)

@@ -26,7 +26,7 @@ def main(out: Path) -> None:
     Gate.open = property(lambda self: self.tau > 0)
     images = TensorImages(*draw(192, 0)), TensorImages(*draw(48, 1))
     data = ImageData(train=images[0], test=images[1], classes=CLASSES, name="shapes", mean=(0.2,), std=(0.2,))
-    accelerator = start(TrainConfig(**SETTINGS), "cpu")
+    accelerator = start(TrainConfig(**SETTINGS))
     drawn = record_draws()
     for policy in POLICIES:
         for parallel in ("ddp", "fsdp") if accelerator.num_processes > 1 else ("ddp",):

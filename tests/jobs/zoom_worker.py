@@ -15,7 +15,7 @@ from scrimp.jobs.zoom import zoom_train
 
 def main(data: Path, out: Path) -> None:
     torch.set_num_threads(1)
-    accelerator = start(config(out), "cpu")  # type: ignore[arg-type]
+    accelerator = start(config(out))
     for name, settings in TOGETHER.items():
         zoom_train(config(out / name, **settings), data=galleries(data), accelerator=accelerator)
     settings = TOGETHER["zoom"]

@@ -10,7 +10,7 @@ from scrimp.jobs.adapt_config import AdaptConfig
 from scrimp.jobs.adapt_probe import run_probe
 from scrimp.jobs.adapt_run import AdaptRun, run_adaptation
 from scrimp.jobs.adapt_setup import Adaptation, adaptation_of, prepare_adaptation
-from scrimp.jobs.engine import finish, shared, start
+from scrimp.jobs.engine import accelerated, shared
 from scrimp.jobs.fit import Spent
 from scrimp.jobs.folder import REPORT, choose_folder, record_config
 from scrimp.jobs.progress import add_bar, figures, progress_bar
@@ -42,17 +42,8 @@ def adapt(config: AdaptConfig, *, data: Any = None, accelerator: Accelerator | N
     """
     config.check()
     source = config.data if data is None else data
-    if accelerator is not None:
-        return _adapt(config, source, accelerator)
-    started = start(config, config.device)  # type: ignore[arg-type]  # it has all that is asked for
-    try:
-        receipts = _adapt(config, source, started)
-    except BaseException:
-        if started.num_processes == 1:  # one that fails alone may not wait for the others
-            finish(started)
-        raise
-    finish(started)
-    return receipts
+    with accelerated(config, accelerator) as started:
+        return _adapt(config, source, started)
 
 
 def _adapt(config: AdaptConfig, source: Any, accelerator: Accelerator) -> list[Receipt]:

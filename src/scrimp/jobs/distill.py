@@ -43,9 +43,7 @@ def distill(
     """
     config.check()
     source = config.data if data is None else data
-    if accelerator is not None:
-        return _distill(config, source, accelerator, teachers)
-    with accelerated(config, bf16_on_cpu=True) as started:
+    with accelerated(config, accelerator, bf16_on_cpu=True) as started:
         return _distill(config, source, started, teachers)
 
 

@@ -6,14 +6,12 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 from torch import nn
 
-from scrimp.jobs.config import ModelConfig
 from scrimp.jobs.device import pick_device
-from scrimp.jobs.pretrain_config import EncoderConfig
 from scrimp.primitives.errors import InputError, require
 
 if TYPE_CHECKING:
@@ -22,12 +20,22 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def start(config: ModelConfig | EncoderConfig, device: str, *, bf16_on_cpu: bool = False) -> Accelerator:
+class Accelerable(Protocol):
+    """What a job's configuration says of devices: ``device`` as `scrimp.jobs.device.pick_device` takes it."""
+
+    @property
+    def device(self) -> str: ...
+    @property
+    def precision(self) -> str: ...
+    @property
+    def trackers(self) -> tuple[str, ...]: ...
+
+
+def start(config: Accelerable, *, bf16_on_cpu: bool = False) -> Accelerator:
     """An accelerator on the device asked for, with as many processes as the launcher was asked for.
 
     Args:
-        config: its precision, and trackers to check.
-        device: as `scrimp.jobs.device.pick_device` takes it.
+        config: its device and precision, and trackers to check.
         bf16_on_cpu: let precision "auto" take bfloat16 on CPUs that multiply it natively.
 
     Raises:
@@ -37,8 +45,8 @@ def start(config: ModelConfig | EncoderConfig, device: str, *, bf16_on_cpu: bool
     from accelerate import Accelerator
 
     _check_trackers(config.trackers)
-    picked = pick_device(device)
-    precision = _precision(config.precision, device, bf16_on_cpu=bf16_on_cpu and picked == "cpu")
+    picked = pick_device(config.device)
+    precision = _precision(config.precision, config.device, bf16_on_cpu=bf16_on_cpu and picked == "cpu")
     accelerator = Accelerator(
         cpu=picked == "cpu",
         mixed_precision=precision,
@@ -57,12 +65,22 @@ def finish(accelerator: Accelerator) -> None:
 
 
 @contextmanager
-def accelerated(config: EncoderConfig, *, bf16_on_cpu: bool = False) -> Iterator[Accelerator]:
+def accelerated(
+    config: Accelerable, given: Accelerator | None = None, *, bf16_on_cpu: bool = False
+) -> Iterator[Accelerator]:
     """An accelerator as `start` gives, ended afterwards; also after an error, for the next job of this process.
 
     Among several processes one that fails alone may not wait for the others, who may be waiting for it.
+
+    Args:
+        config: see `start`.
+        given: an accelerator of the caller's, taken instead and left as it is.
+        bf16_on_cpu: see `start`.
     """
-    accelerator = start(config, config.device, bf16_on_cpu=bf16_on_cpu)
+    if given is not None:
+        yield given
+        return
+    accelerator = start(config, bf16_on_cpu=bf16_on_cpu)
     try:
         yield accelerator
     except BaseException:

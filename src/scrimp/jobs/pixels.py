@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from scrimp.data import ImageData, load_images
 from scrimp.jobs.budget import StepCost, checked_budget, flops_in, seconds_a_step
-from scrimp.jobs.config import ModelConfig
-from scrimp.jobs.engine import finish, shared, start, total, tracked
+from scrimp.jobs.engine import accelerated, shared, total, tracked
 from scrimp.jobs.fit import Spent
 from scrimp.jobs.folder import CHECKPOINT, RECEIPT, WEIGHTS, choose_folder, plain, record_config
 from scrimp.jobs.once import save_weights
@@ -49,20 +48,20 @@ def pixels_train(config: PixelsTrainConfig, *, data: Any = None, accelerator: Ac
         Interrupted: SIGINT or SIGTERM came; go on with ``resume=True``.
     """
     config.check()
-    own = accelerator is None
-    accelerator = accelerator or start(cast(ModelConfig, config), config.device)
-    name = default_name(f"pixels-{config.attention}", config.data if data is None else data)
+    with accelerated(config, accelerator) as started:
+        return _train(config, config.data if data is None else data, started)
+
+
+def _train(config: PixelsTrainConfig, source: Any, accelerator: Accelerator) -> Receipt:
+    name = default_name(f"pixels-{config.attention}", source)
     folder = shared(accelerator, lambda: choose_folder(config.out, name, resume=config.resume))
-    images = _load(config, config.data if data is None else data, accelerator)
+    images = _load(config, source, accelerator)
     model = build_model(plain(config), images.train.shape, seed=config.seed).to(accelerator.device)
     cost = _count(model, images)
     wanted = {} if config.resume else _resolved(config, images, model, cost, accelerator)
     resolved = shared(accelerator, lambda: record_config(folder, config, wanted))
     run = _Run(config, name, folder, images, cost, resolved["budget_flops"], accelerator)
-    receipt = run.receipt_of(model)
-    if own:
-        finish(accelerator)
-    return receipt
+    return run.receipt_of(model)
 
 
 def _load(config: PixelsTrainConfig, data: Any, accelerator: Accelerator) -> ImageData:

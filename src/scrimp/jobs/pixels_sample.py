@@ -6,15 +6,14 @@ import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
 from scrimp.data import ImageData, load_images
 from scrimp.jobs.checkpoint import load_checkpoint, save_checkpoint
-from scrimp.jobs.config import ModelConfig
-from scrimp.jobs.engine import finish, start
+from scrimp.jobs.engine import accelerated
 from scrimp.jobs.folder import CHECKPOINT, CONFIG, RECEIPT, WEIGHTS, choose_folder, plain, read_yaml, record_config
 from scrimp.jobs.interrupt import Interrupted, stop_requests
 from scrimp.jobs.models import load_weights_
@@ -28,6 +27,9 @@ from scrimp.meter.device import synchronise
 from scrimp.primitives.draw import generator_for
 from scrimp.primitives.errors import InputError
 from scrimp.receipts import Receipt, load_receipt, save_receipt
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 JOB = "pixelstrain"
 """What a run folder calls the job whose model can be sampled."""
@@ -49,7 +51,11 @@ def pixels_sample(config: PixelsSampleConfig, *, data: Any = None) -> Receipt:
         Interrupted: SIGINT or SIGTERM came; go on with ``resume=True``.
     """
     config.check()
-    accelerator = start(cast(ModelConfig, config), config.device)
+    with accelerated(config) as accelerator:
+        return _sample(config, data, accelerator)
+
+
+def _sample(config: PixelsSampleConfig, data: Any, accelerator: Accelerator) -> Receipt:
     if accelerator.num_processes > 1:
         raise InputError("one process", f"{accelerator.num_processes}", "start it without torchrun")
     model = load_model(config.run).to(accelerator.device)
@@ -68,7 +74,6 @@ def pixels_sample(config: PixelsSampleConfig, *, data: Any = None) -> Receipt:
     receipt = sampling.receipt(peak.reading, energy.reading)
     save_receipt(receipt, folder / RECEIPT)
     sampling.checkpoint.unlink(missing_ok=True)
-    finish(accelerator)
     return receipt
 
 

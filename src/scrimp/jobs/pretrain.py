@@ -61,9 +61,7 @@ def pretrain(
     """
     config.check()
     source = config.data if data is None else data
-    if accelerator is not None:
-        return _pretrain(config, source, views, accelerator)
-    with accelerated(config, bf16_on_cpu=True) as started:
+    with accelerated(config, accelerator, bf16_on_cpu=True) as started:
         return _pretrain(config, source, views, started)
 
 

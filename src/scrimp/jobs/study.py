@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from scrimp.jobs.budget import checked_budget, flops_in
 from scrimp.jobs.config import StudyConfig
-from scrimp.jobs.engine import finish, shared, start
+from scrimp.jobs.engine import accelerated, shared
 from scrimp.jobs.fit import Spent
 from scrimp.jobs.folder import REPORT, choose_folder, record_config
 from scrimp.jobs.labels import labelled_rows
@@ -51,9 +51,13 @@ def study(
     config.check()
     ways = find_ways(config.ways)
     _check(config, ways)
-    own = accelerator is None
-    accelerator = accelerator or start(config, config.device)
-    source = config.data if data is None else data
+    with accelerated(config, accelerator) as started:
+        return _study(config, config.data if data is None else data, ways, begin, started)
+
+
+def _study(
+    config: StudyConfig, source: Any, ways: list[Way], begin: float, accelerator: Accelerator
+) -> tuple[Path, list[Receipt]]:
     name = default_name("study", source)
     folder = shared(accelerator, lambda: choose_folder(config.out, name, resume=config.resume))
     setup = prepare(config, source, accelerator)
@@ -66,8 +70,6 @@ def study(
     if accelerator.is_main_process:
         write_report(receipts, folder / REPORT)
     accelerator.wait_for_everyone()
-    if own:
-        finish(accelerator)
     return folder, receipts
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from scrimp.jobs.budget import checked_budget, flops_in
 from scrimp.jobs.config import TrainConfig
-from scrimp.jobs.engine import finish, shared, start
+from scrimp.jobs.engine import accelerated, shared
 from scrimp.jobs.fit import Spent
 from scrimp.jobs.folder import choose_folder, record_config
 from scrimp.jobs.once import Task, run_task
@@ -34,11 +34,14 @@ def train(config: TrainConfig, *, data: Any = None, accelerator: Accelerator | N
         Interrupted: SIGINT or SIGTERM came; go on with ``resume=True``.
     """
     config.check()
-    own = accelerator is None
-    accelerator = accelerator or start(config, config.device)
-    name = default_name(f"train-{config.sampling}", config.data if data is None else data)
+    with accelerated(config, accelerator) as started:
+        return _train(config, config.data if data is None else data, started)
+
+
+def _train(config: TrainConfig, source: Any, accelerator: Accelerator) -> Receipt:
+    name = default_name(f"train-{config.sampling}", source)
     folder = shared(accelerator, lambda: choose_folder(config.out, name, resume=config.resume))
-    setup = prepare(config, config.data if data is None else data, accelerator)
+    setup = prepare(config, source, accelerator)
     wanted = {} if config.resume else {"budget_flops": _budget(config, setup)}
     resolved = shared(accelerator, lambda: record_config(folder, config, wanted))
     task = Task(
@@ -58,10 +61,7 @@ def train(config: TrainConfig, *, data: Any = None, accelerator: Accelerator | N
             latest = spent.curve[-1] if spent.curve else {}
             progress.update(bar, completed=spent.flops / task.budget, figures=figures(latest))
 
-        receipt = run_task(setup, task, report, resume=config.resume)
-    if own:
-        finish(accelerator)
-    return receipt
+        return run_task(setup, task, report, resume=config.resume)
 
 
 def _budget(config: TrainConfig, setup: Setup) -> float:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from scrimp.jobs.config import ModelConfig
-from scrimp.jobs.engine import finish, shared, start, tracked
+from scrimp.jobs.engine import accelerated, shared, tracked
 from scrimp.jobs.fit import Spent
 from scrimp.jobs.folder import RECEIPT, REPORT, WEIGHTS, choose_folder, plain, record_config
 from scrimp.jobs.once import cost_of, save_weights
@@ -49,17 +48,8 @@ def zoom_train(config: ZoomTrainConfig, *, data: Any = None, accelerator: Accele
     """
     config.check()
     source = config.data if data is None else data
-    if accelerator is not None:
-        return _train(config, source, accelerator)
-    started = start(cast(ModelConfig, config), config.device)  # it has all that is asked for
-    try:
-        receipt = _train(config, source, started)
-    except BaseException:
-        if started.num_processes == 1:  # one that fails alone may not wait for the others
-            finish(started)
-        raise
-    finish(started)
-    return receipt
+    with accelerated(config, accelerator) as started:
+        return _train(config, source, started)
 
 
 def _train(config: ZoomTrainConfig, source: Any, accelerator: Accelerator) -> Receipt:

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from scrimp.data.decode import ImageError
-from scrimp.jobs.config import ModelConfig
-from scrimp.jobs.engine import finish, start
+from scrimp.jobs.engine import accelerated
 from scrimp.jobs.folder import RECEIPT, REPORT, choose_folder, plain, record_config
 from scrimp.jobs.interrupt import Interrupted, stop_requests
 from scrimp.jobs.progress import add_bar, console, progress_bar
@@ -56,11 +55,8 @@ def zoom_predict(config: ZoomPredictConfig, *, data: Gallery | None = None) -> R
         Interrupted: SIGINT or SIGTERM came; go on with ``resume=True``.
     """
     config.check()
-    accelerator = start(cast(ModelConfig, config), config.device)  # it has all that is asked for
-    try:
+    with accelerated(config) as accelerator:
         return _predict(config, data, accelerator)
-    finally:
-        finish(accelerator)
 
 
 def _predict(config: ZoomPredictConfig, data: Gallery | None, accelerator: Accelerator) -> Receipt:
