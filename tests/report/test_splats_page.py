@@ -6,6 +6,7 @@ import base64
 import gzip
 import hashlib
 import io
+import json
 import math
 import re
 import time
@@ -20,6 +21,7 @@ import pytest
 import torch
 from test_report_browser import drain, until
 
+from scrimp.jobs.splats_pages import clearest
 from scrimp.primitives.errors import InputError
 from scrimp.report.splats_page import Side, View, _settings, compare_page, scene_page
 
@@ -148,6 +150,21 @@ def test_what_cannot_be_shown_is_refused() -> None:
             View(**{"position": VIEW.position, "target": VIEW.target, **wrong})
 
 
+def test_the_whole_scene_is_framed_from_the_side_that_cameras_of_colmap_look_from() -> None:
+    settings = _settings(None)
+    assert (settings["rotation"], settings["camera"]) == ((1.0, 0.0, 0.0, 0.0), None)  # y and z turned round, x kept
+    for antialiased in (False, True):
+        page = Page(scene_page(SCENE, title="t", antialiased=antialiased))
+        assert json.loads(page.scripts["settings"])["antialiased"] == {"right": antialiased}
+
+
+def test_a_page_starts_where_most_is_seen() -> None:
+    plain, marked = torch.full((4, 6, 3), 0.5), torch.zeros(4, 6, 3)
+    marked[1, 2] = 1.0
+    assert clearest([plain, 0.1 * marked, marked, plain]) == 2
+    assert clearest([plain]) == 0
+
+
 def ball(n: int, seed: int) -> Any:
     """Opaque coloured blobs in a unit ball, of several sizes."""
     from scrimp.splats.scene import Splats
@@ -213,7 +230,8 @@ def test_the_page_draws_what_we_draw(quiet: Any, tmp_path: Path) -> None:
     ours = render(read_sog(tmp_path / "scene.sog"), camera, background=view.background).clamp(0, 1).numpy()
     assert ours.std() > 0.1
     psnr = -10 * math.log10(float(((seen - ours) ** 2).mean()))
-    assert psnr > 35, f"{psnr:.1f} dB"
+    # Its Gaussians end at 2.83 standard deviations and are blended in 8 bits; in the order of distances it is 37.9 dB.
+    assert psnr > 40, f"{psnr:.1f} dB"
 
 
 @pytest.mark.slow

@@ -64,8 +64,13 @@ def points(n: int, levels: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     cells[: n // 3] = cells[:1] if n else cells[:0]
     drop = drops.long()[:, None]
     found = cells.long() >> drop << drop | torch.where(drop > 0, 1 << (drop - 1).clamp_min(0), 0)
-    order = entropy.point_codes(found).argsort(stable=True)
+    order = entropy.point_order(found)
     return found[order].int(), drops[order]
+
+
+def interleaved(point: list[int]) -> int:
+    """A Morton code of any length, digit by digit."""
+    return sum((point[axis] >> digit & 1) << 3 * digit + 2 - axis for axis in range(3) for digit in range(31))
 
 
 FINE = replace(rate.settings_at(5), levels=1, thinnest=20)
@@ -85,7 +90,7 @@ def test_fields_come_back_and_the_twin_writes_the_same_bytes(n: int, counted: bo
     assert torch.equal(entropy.decode_fields(data, **known), wanted)
 
 
-@pytest.mark.parametrize(("n", "levels"), [(0, 0), (1, 21), (2, 3), (40, 5), (300, 21), (7, 0)])
+@pytest.mark.parametrize(("n", "levels"), [(0, 0), (1, 31), (2, 3), (40, 5), (300, 21), (90, 31), (7, 0)])
 def test_points_come_back_and_the_twin_writes_the_same_bytes(n: int, levels: int, monkeypatch: object) -> None:
     cells, drops = points(n, levels)
     data = entropy.encode_points(cells, drops=drops, levels=levels)
@@ -93,6 +98,94 @@ def test_points_come_back_and_the_twin_writes_the_same_bytes(n: int, levels: int
     monkeypatch.setattr(native, "load", lambda: None)
     assert entropy.encode_points(cells, drops=drops, levels=levels) == data
     assert torch.equal(entropy.decode_points(data, drops=drops, levels=levels), cells)
+
+
+def test_points_of_31_digits_are_in_mortons_order() -> None:
+    cells = torch.randint(0, 2**31 - 1, (80, 3), generator=torch.Generator().manual_seed(3)).int()
+    cells[:40] >>= 20
+    order = entropy.point_order(cells).tolist()
+    assert order == sorted(range(80), key=lambda row: interleaved(cells[row].tolist()))
+
+
+def test_one_shift_for_all_columns_is_that_shift_in_each() -> None:
+    values, shifts, _ = fields(60, 2)
+    wide = shifts[:, :1].expand(-1, 5)
+    data = entropy.encode_fields(values, shifts=shifts[:, :1], predicted=KINDS)
+    assert data == entropy.encode_fields(values, shifts=wide, predicted=KINDS)
+    assert torch.equal(entropy.decode_fields(data, shifts=shifts[:, :1], predicted=KINDS), values)
+
+
+def test_harmonics_decoded_and_turned_at_once_are_those_decoded_and_turned(monkeypatch: object) -> None:
+    values, shifts, counts = fields(90, 4)
+    side, axes = shifts[:, :1], torch.randn(9, 5, generator=torch.Generator().manual_seed(4))
+    data = entropy.encode_fields(values, shifts=side, predicted=[False] * 5, counts=counts)
+    known = {"shifts": side[:, 0], "counts": counts, "axes": axes, "step": 0.03}
+    steps = 0.03 * torch.exp2(side[:, 0].float())
+    plain = entropy.decode_fields(data, shifts=side, predicted=[False] * 5, counts=counts)
+    found = entropy.decode_rotated(data, **known)
+    assert torch.equal(found, codec_harmonics.rotated_from(plain, axes, counts, steps))
+    with pytest.raises(InputError, match="whole stream"):
+        entropy.decode_rotated(data[:-3], **known)
+    monkeypatch.setattr(native, "load", lambda: None)
+    torch.testing.assert_close(entropy.decode_rotated(data, **known), found, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("n", [0, 1, 97])
+def test_the_twin_decodes_the_same_scene(n: int, monkeypatch: object) -> None:
+    data = encode(scene(n, degree=1), settings=rate.settings_at(-1))
+    found = decode(data).tensors()
+    monkeypatch.setattr(native, "load", lambda: None)
+    for name, values in decode(data).tensors().items():
+        torch.testing.assert_close(values, found[name], rtol=3e-7, atol=1e-7, msg=name)
+
+
+def test_numbers_of_damaged_files_overflow_nothing(monkeypatch: object) -> None:
+    logs = torch.tensor([[1 << 30, -(1 << 30), 1 << 30, 1 << 30], [3, -2, 5, 7]]).int()
+    levels, settings = (
+        torch.tensor([15, 1], dtype=torch.uint8),
+        replace(Settings(), opacity=9, scale=4096, caps=(15,) * 6),
+    )
+    found = codec.octaves_of(logs, levels, settings)
+    assert found.tolist() == [[204800, -204800, -204800, -204800], [54, -16384, -57344, -114688]]
+    monkeypatch.setattr(native, "load", lambda: None)
+    assert torch.equal(codec.octaves_of(logs, levels, settings), found)
+
+
+def test_every_instruction_set_and_number_of_threads_decodes_the_same_bits() -> None:
+    module = native.load()
+    if module is None:
+        pytest.skip("no native library")
+    data, threads, best = encode(scene(9000, degree=1)), torch.get_num_threads(), module.capabilities()["simd"]
+    wanted = decode(data).tensors()
+    try:
+        for name, count in (("generic", 1), ("generic", 3), (best, 2)):
+            module.set_simd(name)
+            torch.set_num_threads(count)
+            found = decode(data).tensors()
+            assert all(torch.equal(values, wanted[field]) for field, values in found.items()), (name, count)
+    finally:
+        module.set_simd(best)
+        torch.set_num_threads(threads)
+
+
+def test_one_far_gaussian_costs_the_others_nothing() -> None:
+    splats = replace(scene(400, degree=0), opacities=torch.ones(400))
+    far = splats.means.clone()
+    far[7] = torch.tensor([4e3, -6e3, 2e3])
+    settings = replace(Settings(), levels=1)
+    near, wide = (encode(replace(splats, means=means), settings=settings) for means in (splats.means, far))
+    assert len(wide) < len(near) + 60
+    wanted, _ = ordered(replace(splats, means=far), settings)
+    off = (decode(wide).means - wanted.means).double().norm(dim=1)
+    cell = 2 ** (settings.position / 256) * wanted.scales[:, 1].double().exp()
+    assert bool((off <= 1.1 * cell + 1e-6 * wanted.means.norm(dim=1)).all())
+
+
+@pytest.mark.parametrize("rung", [-4.0, -1.3, 0.0, 3.0])
+def test_no_rung_rounds_sizes_and_alphas_by_octaves(rung: float) -> None:
+    settings = rate.settings_at(rung)
+    assert settings.opacity << settings.caps[0] <= 4 * codec.OCTAVE
+    assert settings.scale << settings.caps[1] <= 3 * codec.OCTAVE
 
 
 def test_fields_need_little_more_than_their_entropy() -> None:

@@ -9,10 +9,11 @@ from types import ModuleType
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from scrimp import native
 from scrimp.primitives.errors import InputError
-from scrimp.splats.loss import image_loss, image_loss_twin, psnr, ssim
+from scrimp.splats.loss import image_loss, image_loss_backward_op, image_loss_op, image_loss_twin, psnr, ssim
 
 
 @pytest.fixture
@@ -91,6 +92,30 @@ def test_the_same_bits_whatever_the_threads(kernels: ModuleType) -> None:
         results.append((loss.detach(), *torch.autograd.grad(loss, own)))
     torch.set_num_threads(chosen)
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # inside opcheck
+def test_the_operators_are_sound(kernels: ModuleType) -> None:
+    rendered, target, mask = pair(6, 9)
+    for kept, wanted in ((mask, True), (None, False)):
+        torch.library.opcheck(image_loss_op, (rendered.requires_grad_(wanted), target, kept, 0.2, wanted))
+    torch.library.opcheck(image_loss_backward_op, (torch.tensor(2.0), rendered, target))
+
+
+def test_compiles_whole_counts_its_windows_and_refuses_a_second_derivative(kernels: ModuleType) -> None:
+    rendered, target, mask = pair(6, 9)
+    own = rendered.requires_grad_()
+    with FlopCounterMode(display=False) as counter:
+        plain = image_loss(own, target, mask=mask)
+    # Windows of 11 along rows and columns, of five images and, for the gradient, of three.
+    assert counter.get_total_flops() == 2 * (6 * 9 * 3) * (11 + 11) * (5 + 3)
+    found = torch.compile(image_loss, fullgraph=True, backend="aot_eager")(own, target, mask=mask)
+    assert torch.equal(found, plain)
+    (pull,) = torch.autograd.grad(plain, own, create_graph=True)
+    assert torch.equal(torch.autograd.grad(found, own)[0], pull)
+    with pytest.raises(RuntimeError, match="derived by hand"):
+        pull.sum().backward()
+    assert image_loss(own.to("meta"), target.to("meta")).is_meta
 
 
 def test_what_the_mask_hides_does_not_count() -> None:

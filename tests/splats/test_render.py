@@ -18,7 +18,7 @@ from scrimp import native
 from scrimp.primitives.errors import InputError, MissingExtraError
 from scrimp.splats.camera import Camera, look_at
 from scrimp.splats.harmonics import harmonic_basis
-from scrimp.splats.rasterize import Look, rasterize_cuda
+from scrimp.splats.rasterize import _FRAMES, Look, draw, draw_backward, rasterize_cuda
 from scrimp.splats.reference import rasterize_reference
 from scrimp.splats.render import Rendered, rasterize, render
 from scrimp.splats.scene import COUNTS, SH_C0, Splats
@@ -258,6 +258,66 @@ def test_gradients_of_what_is_wanted_only(kernels: ModuleType) -> None:
     assert first is not None
     assert colors.grad is not None
     assert torch.equal(first, colors.grad)
+
+
+def given(splats: Splats, look: Look, offsets: Tensor | None = None) -> tuple[Any, ...]:
+    return (*splats.tensors().values(), offsets, look.camera.world_to_camera, look.sizes(), look.lens())
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # inside opcheck
+def test_the_operators_are_sound(kernels: ModuleType) -> None:
+    for count, depth in ((6, True), (0, False)):
+        plain, look = scene(count, 2), Look(camera(9, 7), BACKGROUND, 1, True, depth)
+        leaves = Splats(**{name: values.requires_grad_() for name, values in plain.tensors().items()})
+        inputs = given(leaves, look, torch.zeros(count, 2) if depth else None)
+        torch.library.opcheck(draw, inputs)
+    inputs = [values.detach() if isinstance(values, Tensor) else values for values in inputs]
+    *images, frame = draw(*inputs)
+    pulls = (torch.ones_like(images[0]), None, None)
+    torch.library.opcheck(draw_backward, (*pulls, *images[:3], frame, [True, False] * 3 + [False], *inputs))
+
+
+def test_compiles_whole_and_has_shapes_without_numbers(kernels: ModuleType) -> None:
+    splats, view = scene(12, 1, seed=3), camera(14, 11)
+    leaves = {name: values.requires_grad_() for name, values in splats.tensors().items()}
+
+    def loss(leaves: dict[str, Tensor]) -> Tensor:
+        found = rasterize(Splats(**leaves), view, depth=True)
+        assert found.depth is not None
+        return (2 * found.color).square().mean() + found.depth.mean()
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")(leaves)
+    plain = loss(leaves)
+    assert torch.equal(compiled, plain)
+    pairs = zip(*(torch.autograd.grad(found, list(leaves.values())) for found in (compiled, plain)), strict=True)
+    assert all(torch.equal(mine, right) for mine, right in pairs)
+    nowhere = rasterize(splats.to("meta"), view)
+    assert (nowhere.color.shape, nowhere.color.is_meta, nowhere.depth) == ((11, 14, 3), True, None)
+
+
+def test_a_frame_lives_as_long_as_its_graph_and_is_drawn_again_where_it_is_lost(kernels: ModuleType) -> None:
+    splats, look, before = scene(20, 1, seed=6), Look(camera(20, 20), BACKGROUND, 1, False, False), len(_FRAMES)
+    means = splats.means.clone().requires_grad_()
+    picture = render(Splats(**(splats.tensors() | {"means": means})), look.camera, background=BACKGROUND)
+    assert len(_FRAMES) == before + 1
+    (right,) = torch.autograd.grad(picture.sum(), means)
+    assert right.any()
+    picture = None
+    assert len(_FRAMES) == before
+    *images, frame = draw(*given(splats, look))
+    arguments = (torch.ones_like(images[0]), None, None, *images[:3], frame.clone(), [True, *[False] * 6])
+    del frame
+    assert torch.equal(draw_backward(*arguments, *given(splats, look))[0], right)
+    assert len(_FRAMES) == before
+
+
+def test_a_second_derivative_is_refused(kernels: ModuleType) -> None:
+    splats = scene(5, seed=4)
+    colors = splats.colors.clone().requires_grad_()
+    picture = render(Splats(**(splats.tensors() | {"colors": colors})), camera(12, 12))
+    (pull,) = torch.autograd.grad(picture.square().sum(), colors, create_graph=True)
+    with pytest.raises(RuntimeError, match="derived by hand"):
+        pull.square().sum().backward()
 
 
 def test_a_scene_trained_on_photographs(kernels: ModuleType, shared_data: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,11 +21,13 @@ from scrimp.primitives.files import write_atomic
 from scrimp.receipts import Receipt, load_receipt
 from scrimp.report import units
 from scrimp.report.splats_page import Side, View, compare_page, scene_page
+from scrimp.splats.camera import Camera
 from scrimp.splats.files import read
 from scrimp.splats.scene import Splats
 from scrimp.splats.sog import write_sog
 
 _DRAWN_AS_SOG = "Drawn from a .sog"
+_AROUND, _SMALL = 8, 96  # views on the circle to choose the first one from, and their width
 
 
 def splats_view(config: SplatsViewConfig) -> Path:
@@ -36,8 +40,12 @@ def splats_view(config: SplatsViewConfig) -> Path:
     out = config.out or beside(config.scene, ".html")
     refuse_existing(out)
     splats = _read(config.scene, config)
-    looks = looks_at(splats, config, 1)
-    (drawn,) = pictures_of(splats.to(choose_device(config.device)), looks.cameras[:1])
+    scene = splats.to(choose_device(config.device))
+    looks = looks_at(splats, config, 1 if config.cameras else _AROUND)
+    if not config.cameras:
+        small = [camera.scaled(_SMALL, _height(camera)) for camera in looks.cameras]
+        looks = replace(looks, cameras=[looks.cameras[clearest(pictures_of(scene, small))]])
+    (drawn,) = pictures_of(scene, looks.cameras)
     page = scene_page(
         as_sog(splats, config.scene),
         title=stem(config.scene),
@@ -45,6 +53,7 @@ def splats_view(config: SplatsViewConfig) -> Path:
         text=_size(config.scene),
         count=len(splats),
         picture=png(drawn),
+        antialiased=splats.antialiased,
     )
     return write_atomic(out, page)
 
@@ -67,7 +76,8 @@ def splats_compare(config: SplatsCompareConfig) -> Path:
         progress.update(bar, completed=1)
         drawn = [pictures_of(scene.to(device), looks.cameras) for scene in scenes]
         progress.update(bar, completed=2)
-        sides = [_side(*each) for each in zip(paths, scenes, drawn, strict=True)]
+        first = 0 if config.cameras else clearest(drawn[0])
+        sides = [_side(path, scene, found[first]) for path, scene, found in zip(paths, scenes, drawn, strict=True)]
         progress.update(bar, completed=4)
     scores = likeness(drawn[1], drawn[0])
     text = (
@@ -76,9 +86,8 @@ def splats_compare(config: SplatsCompareConfig) -> Path:
     )
     table = [["", sides[0].name, sides[1].name], *_rows(paths, scenes)]
     title = f"{sides[0].name} and {sides[1].name}"
-    return write_atomic(
-        out, compare_page(sides[0], sides[1], title=title, camera=start_of(looks), text=text, table=table)
-    )
+    camera = start_of(replace(looks, cameras=looks.cameras[first:]))
+    return write_atomic(out, compare_page(sides[0], sides[1], title=title, camera=camera, text=text, table=table))
 
 
 def as_sog(splats: Splats, path: Path | None = None) -> bytes:
@@ -91,12 +100,22 @@ def as_sog(splats: Splats, path: Path | None = None) -> bytes:
     return write_sog(splats.to("cpu", torch.float32), lossy=True)
 
 
+def clearest(pictures: Sequence[Tensor]) -> int:
+    """Which picture [h, w, 3] differs most from its own mean colour: no scene says which of its sides is the front."""
+    spread = [float((picture - picture.mean((0, 1))).square().mean()) for picture in pictures]
+    return spread.index(max(spread))
+
+
 def start_of(looks: Looks) -> View:
     """The first camera, as a page takes it."""
     camera = looks.cameras[0]
     position, target = _three(camera.position), _three(looks.centre)
     fov = 2 * torch.rad2deg(torch.atan(torch.tensor(camera.height / 2 / camera.focal[1], dtype=torch.float64)))
     return View(position, target, fov=float(fov), up=looks.up)
+
+
+def _height(camera: Camera) -> int:
+    return max(1, round(camera.height * _SMALL / camera.width))
 
 
 def _three(vector: Tensor) -> tuple[float, float, float]:
@@ -108,8 +127,8 @@ def _read(path: Path, config: LookConfig) -> Splats:
     return read(path, on_bad=config.on_bad).to("cpu", torch.float32)
 
 
-def _side(path: Path, splats: Splats, drawn: list[Tensor]) -> Side:
-    return Side(as_sog(splats, path), path.name, _size(path), len(splats), png(drawn[0]))
+def _side(path: Path, splats: Splats, drawn: Tensor) -> Side:
+    return Side(as_sog(splats, path), path.name, _size(path), len(splats), png(drawn), splats.antialiased)
 
 
 def _size(path: Path) -> str:

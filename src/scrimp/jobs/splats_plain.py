@@ -27,4 +27,4 @@ def unpack_plain(data: bytes, like: Splats) -> Splats:
         count = values.numel()
         found[name] = numbers[place : place + count].reshape(-1, len(like)).T.reshape(values.shape)
         place += count
-    return Splats(**found, extra={})
+    return Splats(**found, extra={}, antialiased=like.antialiased)

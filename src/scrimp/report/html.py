@@ -52,6 +52,33 @@ def write_report(
     return write_atomic(path, _page(receipts, list(sections)))
 
 
+def head(title: str, policy: str, sheets: Iterable[str]) -> str:
+    """A page from its first line to the end of its head.
+
+    Args:
+        title: plain text, escaped.
+        policy: what the page may load; see `POLICY`.
+        sheets: names of style sheets, as `resource` takes them, which become part of the page.
+    """
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{escape(title)}</title>
+<link rel="icon" href="data:,">
+<style>
+{"".join(map(resource, sheets))}</style>
+</head>"""
+
+
+def resource(*names: str) -> str:
+    """The text of a file that lies with this module, by its path below the folder."""
+    return resources.files("scrimp.report").joinpath(*names).read_text(encoding="utf-8")
+
+
 class _Layout:
     """What the parts of one page share: the looks of the ways, the level of headings, the number of figures."""
 
@@ -174,19 +201,8 @@ def _document(title: str, body: str, *, with_plotly: bool) -> str:
     if with_plotly:
         from plotly.offline import get_plotlyjs
 
-        script = f"<script>{get_plotlyjs()}</script>\n<script>{_resource('page.js')}</script>\n"
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{escape(title)}</title>
-<link rel="icon" href="data:,">
-<style>
-{_resource("page.css")}</style>
-</head>
+        script = f"<script>{get_plotlyjs()}</script>\n<script>{resource('page.js')}</script>\n"
+    return f"""{head(title, POLICY, ["page.css"])}
 <body>
 <main>
 {body}
@@ -195,10 +211,6 @@ def _document(title: str, body: str, *, with_plotly: bool) -> str:
 {script}</body>
 </html>
 """
-
-
-def _resource(name: str) -> str:
-    return resources.files("scrimp.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def _plural(count: int, noun: str) -> str:

@@ -44,7 +44,10 @@
       renderer: "webgl",
       ui: false,
       noanim: true,
+      aa: settings.antialiased[name],
     });
+    // By depth, as scenes are trained and our own pictures drawn; the viewer's own order is that of distances.
+    viewer.app.scene.gsplat.radialSorting = false;
     viewer.app.root.on("childinsert", (node) => {
       if (node.name === "gsplat") node.setLocalRotation(...settings.rotation);
     });

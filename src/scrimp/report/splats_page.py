@@ -10,12 +10,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from importlib import resources
 from typing import Any
 
 from scrimp.primitives.errors import InputError
 from scrimp.report import units
-from scrimp.report.html import POLICY
+from scrimp.report.html import POLICY, head, resource
 from scrimp.report.parts import facts_table
 
 VIEWER_POLICY = f"{POLICY}; worker-src blob:; connect-src blob:"
@@ -70,6 +69,7 @@ class Side:
         name, text: plain text, escaped on the page; ``text`` says what it cost and gave.
         count: of its Gaussians.
         picture: a PNG of the same view, shown until the scene is drawn, or where it cannot be.
+        antialiased: whether to draw it with the compensation that it was trained with.
     """
 
     scene: bytes
@@ -77,6 +77,7 @@ class Side:
     text: str = ""
     count: int | None = None
     picture: bytes | None = None
+    antialiased: bool = False
 
 
 def scene_page(
@@ -87,20 +88,21 @@ def scene_page(
     text: str = "",
     count: int | None = None,
     picture: bytes | None = None,
+    antialiased: bool = False,
 ) -> str:
     """HTML that shows one scene and asks no network for anything: viewer and scene are inside.
 
     Args:
         scene: bytes of a .sog file.
         title, text: plain text, escaped; ``text`` is the line of the receipt's figures.
-        camera: to start with; without it the whole scene is framed.
+        camera: to start with; without it the whole scene is framed, from -z as cameras of COLMAP look.
         count: of Gaussians, None when unknown.
-        picture: a PNG, as in `Side`.
+        picture, antialiased: as in `Side`.
 
     Raises:
         InputError: not the bytes of a .sog.
     """
-    side = Side(scene, title, text, count, picture)
+    side = Side(scene, title, text, count, picture, antialiased)
     lines = [_size(side), text]
     header = "".join(f"<p>{escape(line)}</p>" for line in lines if line)
     body = f"<header><h1>{escape(title)}</h1>{header}</header>\n{_stage([side], title)}"
@@ -121,7 +123,7 @@ def compare_page(
     Args:
         left, right: what stands on each side of the slider.
         title, text: plain text, escaped.
-        camera: to start with; without it the whole right scene is framed.
+        camera: to start with; without it the whole right scene is framed, as by `scene_page`.
         table: the receipt: a row of headings, then rows of texts, all equally long.
 
     Raises:
@@ -179,29 +181,20 @@ def _view(name: str, side: Side) -> str:
 
 
 def _document(title: str, body: str, sides: Sequence[Side], camera: View | None) -> str:
-    settings = json.dumps(_settings(camera))
-    packed = [_packed(f"{name}-scene", _checked(side)) for name, side in zip(_SIDES[-len(sides) :], sides, strict=True)]
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{VIEWER_POLICY}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{escape(title)}</title>
-<link rel="icon" href="data:,">
-<style>
-{_resource("page.css")}{_resource("splats_page.css")}</style>
-</head>
+    named = dict(zip(_SIDES[-len(sides) :], sides, strict=True))
+    antialiased = {name: side.antialiased for name, side in named.items()}
+    settings = json.dumps(_settings(camera) | {"antialiased": antialiased})
+    packed = [_packed(f"{name}-scene", _checked(side)) for name, side in named.items()]
+    return f"""{head(title, VIEWER_POLICY, ["page.css", "splats_page.css"])}
 <body>
 <main>
 {body}
 <details><summary>Drawn by SuperSplat Viewer on the PlayCanvas engine</summary>
-<pre>{escape(_resource("viewer", "LICENSE"))}</pre></details>
+<pre>{escape(resource("viewer", "LICENSE"))}</pre></details>
 </main>
 <script type="application/json" id="settings">{settings}</script>
 {"".join(packed)}{_packed("viewer", _viewer())}<script>
-{_resource("splats_page.js")}</script>
+{resource("splats_page.js")}</script>
 </body>
 </html>
 """
@@ -220,13 +213,13 @@ def _checked(side: Side) -> bytes:
 @functools.cache
 def _viewer() -> bytes:
     """Compressed: it is most of the page where the scene is small."""
-    return gzip.compress(_resource("viewer", "supersplat-viewer.min.js").encode(), 9, mtime=0)
+    return gzip.compress(resource("viewer", "supersplat-viewer.min.js").encode(), 9, mtime=0)
 
 
 def _settings(camera: View | None) -> dict[str, Any]:
     """The view in the viewer's coordinates, whose y points up, and the rotation of the scene into them."""
-    if camera is None:
-        return {"rotation": _upright((0.0, -1.0, 0.0)), "background": (0, 0, 0), "camera": None}
+    if camera is None:  # half a turn about x: y points up, and the side that was seen from -z to the viewer, at +z
+        return {"rotation": (1.0, 0.0, 0.0, 0.0), "background": (0, 0, 0), "camera": None}
     rotation = _upright(camera.up)
     return {
         "rotation": rotation,
@@ -264,7 +257,3 @@ def _rotate(rotation: _Quaternion, vector: Vector) -> Vector:
 
 def _cross(a: Vector, b: Vector) -> Vector:
     return (a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0])
-
-
-def _resource(*names: str) -> str:
-    return resources.files("scrimp.report").joinpath(*names).read_text(encoding="utf-8")

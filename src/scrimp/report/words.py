@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from scrimp.report import units
 from scrimp.report.summary import Spread, Verdict, WayRow
 
+_SHORT = ("psnr", "ssim", "lpips")  # written in capitals
 _SAME = 0.01  # budgets within 1 % of each other are called the same
 
 
@@ -39,7 +40,8 @@ def _with_article(title: str) -> str:
 
 
 def quality_title(name: str) -> str:
-    return name.replace("_", " ")
+    words = name.replace("_", " ").split(" ")
+    return " ".join(word.upper() if word in _SHORT else word for word in words)
 
 
 def listed(names: list[str]) -> str:

@@ -13,6 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from scrimp.splats.codec import by_rows
 from scrimp.splats.scene import Splats
 
 _HALF, _ROOT = 0.5, math.sqrt(0.5)
@@ -35,21 +36,23 @@ def canonical(splats: Splats) -> Splats:
 
     Positions, colours and opacities stay as they are; covariances do up to rounding.
     """
-    order = splats.scales.argsort(dim=1, descending=True, stable=True)
+    both = by_rows(_turned, splats.scales, splats.quaternions)
+    return replace(splats, scales=both[:, :3].contiguous(), quaternions=both[:, 3:].contiguous())
+
+
+def _turned(scales: Tensor, quaternions: Tensor) -> Tensor:
+    """[n, 7]: scales, and quaternions to match."""
+    order = scales.argsort(dim=1, descending=True, stable=True)
     code = order @ order.new_tensor([9, 3, 1])
     known = (_AXES @ torch.tensor([9, 3, 1])).to(order.device)
     turn = (code[:, None] == known).int().argmax(1)
-    turned = quaternion_product(splats.quaternions, _TURNS.to(splats.quaternions)[turn])
+    turned = quaternion_product(quaternions, _TURNS.to(quaternions)[turn])
     # Half a turn about an axis of its own brings any component to the front.
     largest = turned.abs().argmax(1)
     flips = torch.diag(turned.new_tensor([1, -1, -1, -1]))
     upright = quaternion_product(turned, flips[largest])
     unit = upright / upright.norm(dim=1, keepdim=True)
-    return replace(
-        splats,
-        scales=splats.scales.gather(1, order),
-        quaternions=torch.where(unit[:, :1] < 0, -unit, unit),
-    )
+    return torch.cat([scales.gather(1, order), torch.where(unit[:, :1] < 0, -unit, unit)], 1)
 
 
 def quaternion_product(left: Tensor, right: Tensor) -> Tensor:

@@ -9,23 +9,27 @@ rotation by how unequal its axes are. What the decoder has to derive it derives 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from scrimp import native
 from scrimp.primitives.errors import InputError
-from scrimp.splats.entropy import MOST_SHIFT, point_codes
+from scrimp.splats.entropy import LEVELS, MOST_SHIFT
+from scrimp.splats.entropy import point_order as point_order
 from scrimp.splats.scene import Splats
 
 OCTAVE = 256
 """Steps of logarithms are multiples of this part of an octave."""
-GRID_LEVELS = 21
+GRID_LEVELS = LEVELS
 _DARKEST = 16 * OCTAVE  # alphas below 2**-16 become that
 _MOST_ALPHA = 1 - 2.0**-12
 _REACH = 200 * OCTAVE  # scales beyond 2**+-200 become that
 _YUV = torch.tensor([[1.0, 1, 1], [1, 0, -1], [1, -2, 1]], dtype=torch.float64)
 _YUV = _YUV / _YUV.norm(dim=1, keepdim=True)
+_FRAME: list[float] = _YUV.flatten().tolist()
 COLOR_GAIN = float(_YUV.abs().sum(0).max())
 """Of an error in all three of brightness and differences, that of one colour."""
 
@@ -47,7 +51,7 @@ class Settings:
         adapt: power of the visibility in inverse proportion to which steps grow; the decoder need not know it.
     """
 
-    opacity: int = 6
+    opacity: int = 12
     scale: int = 13
     position: int = -1040
     rotation: float = 0.006
@@ -55,7 +59,7 @@ class Settings:
     harmonics: float = 0.025
     palette: int = 0
     levels: int = 14
-    caps: tuple[int, int, int, int, int, int] = (7, 6, 8, 7, 7, 10)
+    caps: tuple[int, int, int, int, int, int] = (5, 5, 8, 7, 7, 8)
     thinnest: int = 8
     adapt: float = 0.84
 
@@ -89,8 +93,9 @@ def visibility(splats: Splats) -> Tensor:
     """
     if not len(splats):
         return torch.zeros(0, dtype=torch.float64)
-    longest = splats.scales.double().topk(2, dim=1).values.mean(1)
-    away = (splats.means.double() - splats.means.double().median(0).values).norm(dim=1)
+    middle = torch.stack([column.double().median() for column in splats.means.unbind(1)])
+    longest = by_rows(lambda scales: scales.double().topk(2, dim=1).values.mean(1), splats.scales)
+    away = by_rows(lambda means: (means.double() - middle).norm(dim=1), splats.means)
     distance = torch.maximum(away, away.median())
     distance = torch.where(distance > 0, distance, 1.0)
     return splats.opacities.double().sigmoid() * (longest - distance.log()).clamp(-300, 300).exp()
@@ -108,36 +113,47 @@ def levels_of(visible: Tensor, settings: Settings) -> Tensor:
 
 def log_numbers(splats: Splats, levels: Tensor, settings: Settings) -> Tensor:
     """[n, 4] int32 of canonical Gaussians: darkness -log2 alpha, longest scale, and the differences of the others."""
-    alpha = splats.opacities.double().sigmoid().clamp(2.0**-_MOST_DARK, 1)
-    darkness = _stepped(-alpha.log2() * OCTAVE, settings.opacity, settings.shifts(0, levels))
-    octaves = (splats.scales.double() / math.log(2) * OCTAVE).clamp(-_REACH, _REACH)
-    octaves = torch.maximum(octaves, octaves[:, :1] - settings.thinnest * OCTAVE)
-    sizes = _stepped(octaves, settings.scale, settings.shifts(1, levels)[:, None])
-    return torch.stack([darkness, sizes[:, 0], *(sizes[:, :-1] - sizes[:, 1:]).unbind(1)], 1).to(torch.int32)
+
+    def rows(opacities: Tensor, scales: Tensor, levels: Tensor) -> Tensor:
+        alpha = opacities.double().sigmoid().clamp(2.0**-_MOST_DARK, 1)
+        darkness = _stepped(-alpha.log2() * OCTAVE, settings.opacity, settings.shifts(0, levels))
+        octaves = (scales.double() / math.log(2) * OCTAVE).clamp(-_REACH, _REACH)
+        octaves = torch.maximum(octaves, octaves[:, :1] - settings.thinnest * OCTAVE)
+        sizes = _stepped(octaves, settings.scale, settings.shifts(1, levels)[:, None])
+        return torch.stack([darkness, sizes[:, 0], *(sizes[:, :-1] - sizes[:, 1:]).unbind(1)], 1).to(torch.int32)
+
+    return by_rows(rows, splats.opacities, splats.scales, levels)
 
 
 _MOST_DARK = _DARKEST // OCTAVE
 
 
 def octaves_of(logs: Tensor, levels: Tensor, settings: Settings) -> Tensor:
-    """[n, 4] int64, in octaves / `OCTAVE`: darkness and the three scales, from `log_numbers`."""
+    """[n, 4] int32, in octaves / `OCTAVE`: darkness and the three scales, from `log_numbers`."""
+    # Numbers of damaged files stay where they overflow nothing.
+    module, limit = native.load(), 4 * _REACH
+    if module is not None:
+        logs, levels, found = logs.contiguous(), levels.contiguous(), torch.empty(logs.shape, dtype=torch.int32)
+        steps = [settings.opacity, settings.scale, *settings.caps[:2]]
+        module.range_octaves(logs.data_ptr(), found.data_ptr(), len(logs), levels.data_ptr(), steps, limit)
+        return found
     wide = logs.long()
     sizes = wide[:, 1:2] - torch.cat([torch.zeros_like(wide[:, :1]), wide[:, 2:].cumsum(1)], 1)
     darkness = wide[:, 0] * settings.opacity << settings.shifts(0, levels).long()
     sizes = sizes * settings.scale << settings.shifts(1, levels).long()[:, None]
-    limit = 4 * _REACH  # numbers of damaged files stay where they overflow nothing
-    return torch.cat([darkness[:, None], sizes], 1).clamp(-limit, limit)
+    return torch.cat([darkness[:, None], sizes], 1).clamp(-limit, limit).int()
 
 
 def opacities_from(octaves: Tensor) -> Tensor:
     """Logits [n] float32; an alpha of 1, which has none, is read as a little less."""
-    alpha = torch.exp2(octaves[:, 0].double() / -OCTAVE).clamp(2.0 ** (-2 * _MOST_DARK), _MOST_ALPHA)
-    return (alpha.log() - (-alpha).log1p()).float()
+    every = torch.arange(2 * _DARKEST + 1, dtype=torch.float64)
+    alpha = torch.exp2(every / -OCTAVE).clamp(max=_MOST_ALPHA)
+    return (alpha.log() - (-alpha).log1p()).float()[octaves[:, 0].clamp(0, 2 * _DARKEST)]
 
 
 def scales_from(octaves: Tensor) -> Tensor:
     """[n, 3] float32."""
-    return (octaves[:, 1:].double() * (math.log(2) / OCTAVE)).float()
+    return octaves[:, 1:].float() * (math.log(2) / OCTAVE)
 
 
 def rotation_shifts(octaves: Tensor, levels: Tensor, settings: Settings) -> Tensor:
@@ -147,17 +163,20 @@ def rotation_shifts(octaves: Tensor, levels: Tensor, settings: Settings) -> Tens
     """
     unequal = octaves[:, 1] - octaves[:, 3]
     bounds = torch.tensor([OCTAVE // 8, OCTAVE // 4, OCTAVE // 2, OCTAVE, 2 * OCTAVE, 3 * OCTAVE])
-    coarser = 6 - torch.bucketize(unequal, bounds, right=True)
-    return (coarser + settings.shifts(3, levels).long()).clamp(max=MOST_SHIFT).to(torch.uint8)
+    coarser = 6 - torch.bucketize(unequal, bounds, right=True, out_int32=True)
+    return (coarser + settings.shifts(3, levels)).clamp(max=MOST_SHIFT).to(torch.uint8)
 
 
 def rotation_numbers(quaternions: Tensor, shifts: Tensor, settings: Settings) -> Tensor:
     """[n, 3] int32: x, y and z of unit quaternions whose w is the largest component."""
-    return _stepped(quaternions[:, 1:].double() / settings.rotation, 1, shifts[:, None])
+    return by_rows(lambda q, s: _stepped(q[:, 1:].double() / settings.rotation, 1, s[:, None]), quaternions, shifts)
 
 
 def quaternions_from(numbers: Tensor, shifts: Tensor, settings: Settings) -> Tensor:
     """Unit quaternions [n, 4] float32."""
+    found = _restored("range_quaternions", numbers, shifts, settings.rotation, width=4)
+    if found is not None:
+        return found
     three = (numbers.long() << shifts.long()[:, None]).double() * settings.rotation
     rest = (1 - three.square().sum(1, keepdim=True)).clamp_min(0)
     whole = torch.cat([rest.sqrt(), three], 1)
@@ -165,12 +184,12 @@ def quaternions_from(numbers: Tensor, shifts: Tensor, settings: Settings) -> Ten
 
 
 def cell_exponents(octaves: Tensor, levels: Tensor, settings: Settings) -> Tensor:
-    """[n] int64: binary logarithms of the cells that positions need."""
-    return (octaves[:, 2] + settings.position >> 8) + settings.shifts(2, levels).long()
+    """[n] int32: binary logarithms of the cells that positions need."""
+    return (octaves[:, 2] + settings.position >> 8) + settings.shifts(2, levels)
 
 
 def grid_for(means: Tensor, exponents: Tensor) -> Grid:
-    """The coarsest grid as fine as the finest cell needed, or as its 21 levels allow."""
+    """The coarsest grid as fine as the finest cell needed, or as its `GRID_LEVELS` levels allow."""
     if not len(means):
         return Grid((0.0, 0.0, 0.0), 0, 0)
     low, high = (edge.double() for edge in torch.aminmax(means, dim=0))
@@ -192,31 +211,57 @@ def drops_of(exponents: Tensor, grid: Grid) -> Tensor:
 def grid_points(means: Tensor, drops: Tensor, grid: Grid) -> Tensor:
     """[n, 3] int32, as `scrimp.splats.entropy.encode_points` wants them."""
     origin = torch.tensor(grid.origin, dtype=torch.float64)
-    cells = ((means.double() - origin) * 2.0**-grid.exponent).floor().long().clamp(0, 2**grid.levels - 1)
-    drop = drops.long()[:, None]
-    return ((cells >> drop << drop) | torch.where(drop > 0, 1 << (drop - 1).clamp_min(0), 0)).int()
+
+    def rows(means: Tensor, drops: Tensor) -> Tensor:
+        cells = ((means.double() - origin) * 2.0**-grid.exponent).floor().long().clamp(0, 2**grid.levels - 1)
+        drop = drops.long()[:, None]
+        return ((cells >> drop << drop) | torch.where(drop > 0, 1 << (drop - 1).clamp_min(0), 0)).int()
+
+    return by_rows(rows, means, drops)
 
 
 def means_from(points: Tensor, drops: Tensor, grid: Grid) -> Tensor:
     """[n, 3] float32: the middles of the cells."""
+    found = _restored("range_means", points, drops, 2.0**grid.exponent, frame=[*grid.origin, *_FRAME[3:]])
+    if found is not None:
+        return found
     origin = torch.tensor(grid.origin, dtype=torch.float64)
     middle = points.double() + 0.5 * (drops == 0).double()[:, None]
     return (origin + middle * 2.0**grid.exponent).float()
 
 
-def point_order(points: Tensor) -> Tensor:
-    """The permutation into Morton order, [n] int64."""
-    return point_codes(points).argsort(stable=True)
-
-
 def color_numbers(colors: Tensor, shifts: Tensor, settings: Settings) -> Tensor:
     """[n, 3] int32: brightness and two differences of colours, orthonormal."""
-    return _stepped(colors.double() @ _YUV.T / settings.color, 1, shifts[:, None])
+    return by_rows(lambda c, s: _stepped(c.double() @ _YUV.T / settings.color, 1, s[:, None]), colors, shifts)
 
 
 def colors_from(numbers: Tensor, shifts: Tensor, settings: Settings) -> Tensor:
     """[n, 3] float32."""
+    found = _restored("range_framed", numbers, shifts, settings.color)
+    if found is not None:
+        return found
     return ((numbers.long() << shifts.long()[:, None]).double() * settings.color @ _YUV).float()
+
+
+def by_rows(change: Callable[..., Tensor], *rows: Tensor) -> Tensor:
+    """``change`` of all rows, a piece at a time: numbers in between, float64, need not be held of a whole scene."""
+    pieces = zip(*(values.split(_ROWS) for values in rows), strict=True)
+    return torch.cat([change(*piece) for piece in pieces]) if len(rows[0]) else change(*rows)
+
+
+_ROWS = 1 << 15
+
+
+def _restored(
+    name: str, numbers: Tensor, shifts: Tensor, step: float, *, frame: list[float] = _FRAME, width: int = 3
+) -> Tensor | None:
+    """[n, width] float32 by the kernel of this name; None without the native library."""
+    module = native.load()
+    if module is None:
+        return None
+    numbers, shifts, found = numbers.contiguous(), shifts.contiguous(), torch.empty(len(numbers), width)
+    getattr(module, name)(numbers.data_ptr(), found.data_ptr(), len(numbers), shifts.data_ptr(), step, frame)
+    return found
 
 
 def _stepped(values: Tensor, step: int, shifts: Tensor) -> Tensor:

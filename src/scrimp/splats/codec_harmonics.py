@@ -8,36 +8,47 @@ from torch import Tensor
 from scrimp import native
 from scrimp.splats.codebooks import kmeans
 
-_ROWS = 1 << 16
+_ROWS = 1 << 13
 _NEAREST = 0.42
 """Rounded up from this part above a step: zeros are the cheapest numbers (a dead zone; error below 0.58 steps)."""
 
 
-def principal_axes(flat: Tensor, weights: Tensor) -> Tensor:
-    """[d, d] float16, columns: directions of the greatest weighted energy first, about 0.
+AXIS_STEP = 2.0**-9
+"""What axes are rounded to: 0.5 % of a coefficient, and half the bytes of half precision."""
+
+
+def principal_axes(flat: Tensor, weights: Tensor, *, order: Tensor | None = None) -> Tensor:
+    """[d, d] float16, multiples of `AXIS_STEP`, columns: directions of the greatest weighted energy first, about 0.
 
     Args:
         flat: [n, d].
-        weights: [n], of squared errors.
+        weights: [n], of squared errors, in the order below.
+        order: [n] int64, of the rows; as they are where omitted. Sums depend on it in their last digits.
     """
     energy = torch.zeros(flat.shape[1], flat.shape[1], dtype=torch.float64)
     for start in range(0, len(flat), _ROWS):
-        rows = flat[start : start + _ROWS]
+        rows = _taken(flat, order, start)
         energy += (rows.T @ (rows * weights[start : start + _ROWS, None].to(rows))).double()
     vectors = torch.linalg.eigh(energy).eigenvectors.flip(1)
     # A vector and its negative serve alike; this makes them the same on every machine.
     sign = vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()
-    return (vectors * sign).half()
+    return ((vectors * sign / AXIS_STEP).round() * AXIS_STEP).half()
 
 
-def rotated_numbers(flat: Tensor, axes: Tensor, step: float, shifts: Tensor) -> Tensor:
-    """[n, d] int32: coefficients along the axes in steps of ``step * 2 ** shift``."""
+def rotated_numbers(flat: Tensor, axes: Tensor, step: float, shifts: Tensor, *, order: Tensor | None = None) -> Tensor:
+    """[n, d] int32: coefficients along the axes in steps of ``step * 2 ** shift``, shifts [n] in that order."""
     found = torch.empty(flat.shape, dtype=torch.int32)
     for start in range(0, len(flat), _ROWS):
         here = slice(start, start + _ROWS)
-        steps = (flat[here] @ axes.float()) / (step * torch.exp2(shifts[here].float()))[:, None]
+        steps = (_taken(flat, order, start) @ axes.float()) / (step * torch.exp2(shifts[here].float()))[:, None]
         found[here] = (steps.abs() + _NEAREST).floor().mul_(steps.sign()).clamp_(-(2**21), 2**21).int()
     return found
+
+
+def _taken(flat: Tensor, order: Tensor | None, start: int) -> Tensor:
+    """A piece of the rows in order: a scene's harmonics are most of it, and never copied whole."""
+    here = slice(start, start + _ROWS)
+    return (flat[here] if order is None else flat[order[here]]).float()
 
 
 def rotated_from(numbers: Tensor, axes: Tensor, counts: Tensor, steps: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ def prepare(splats: Splats, *, importance: Tensor | None = None, prune: bool = T
     visible = codec.visibility(splats) if importance is None else importance.detach().to("cpu", torch.float64)
     if prune:
         kept = splats.opacities.sigmoid() >= UNSEEN
-        splats, visible = splats.take(kept), visible[kept]
+        splats, visible = (splats, visible) if bool(kept.all()) else (splats.take(kept), visible[kept])
     return Prepared(canonical(splats), visible)
 
 
@@ -178,7 +178,7 @@ def _packed(settings: Settings, shape: Shape, lengths: list[int]) -> bytes:
         settings.scale,
         settings.position,
         grid.levels,
-        0,
+        int(shape.antialiased),
         settings.rotation,
         settings.color,
         settings.harmonics,
@@ -196,12 +196,13 @@ def _unpacked(head: bytes, size: int) -> tuple[Settings, Shape, tuple[int, ...]]
     _, version, degree, levels, count, _, *rest = _HEADER.unpack(head)
     if version != VERSION:
         raise InputError(f"version {VERSION} of the container", f"{version}", "install the version that wrote it")
-    opacity, scale, position, grid_levels, _, rotation, color, harmonics, palette, *rest = rest
+    opacity, scale, position, grid_levels, flags, rotation, color, harmonics, palette, *rest = rest
     caps, exponent, origin, lengths = tuple(rest[:6]), rest[6], tuple(rest[7:10]), tuple(rest[10:])
     fits = sum(lengths) + _HEADER.size <= size and count <= size and degree < len(COUNTS)
-    fits = fits and grid_levels <= codec.GRID_LEVELS and abs(exponent) <= 1000 and all(map(math.isfinite, origin))
+    fits = fits and flags <= 1 and grid_levels <= codec.GRID_LEVELS
+    fits = fits and abs(exponent) <= 1000 and all(map(math.isfinite, origin))
     if not fits:
         got = f"one of {size} bytes that says {count} Gaussians in {sum(lengths)} bytes"
         raise InputError("a whole file", got, "copy it again")
     settings = Settings(opacity, scale, position, rotation, color, harmonics, palette, levels, caps)
-    return settings, Shape(count, degree, Grid(origin, exponent, grid_levels)), lengths
+    return settings, Shape(count, degree, Grid(origin, exponent, grid_levels), bool(flags)), lengths

@@ -15,7 +15,7 @@ from torch import Tensor
 from scrimp.primitives.errors import InputError
 from scrimp.splats import codec, codec_harmonics
 from scrimp.splats.codec import Grid, Settings
-from scrimp.splats.entropy import decode_fields, decode_points, encode_fields, encode_points
+from scrimp.splats.entropy import decode_fields, decode_points, decode_rotated, encode_fields, encode_points
 from scrimp.splats.scene import COUNTS, Splats
 
 NAMES = ("levels", "logs", "rotations", "points", "colors", "basis", "counts", "harmonics", "extra")
@@ -30,6 +30,7 @@ class Shape:
     count: int
     degree: int
     grid: Grid
+    antialiased: bool
 
 
 def write_streams(splats: Splats, settings: Settings, visible: Tensor) -> tuple[dict[str, bytes], Shape, Tensor]:
@@ -60,12 +61,11 @@ def write_streams(splats: Splats, settings: Settings, visible: Tensor) -> tuple[
     streams["rotations"] = _same(turned, shifts, predicted=False)
     shifts = settings.shifts(4, levels)
     streams["colors"] = _same(codec.color_numbers(splats.colors[order], shifts, settings), shifts, predicted=True)
-    flat = splats.harmonics.flatten(1)[order].float()
     # Only their ratios count, and squares of tiny or huge ones would leave float32.
     weights = (visible[order] / visible.max().clamp_min(1e-300)).square() if len(visible) else visible
-    streams |= _encode_harmonics(flat, levels, weights, settings)
+    streams |= _encode_harmonics(splats.harmonics.flatten(1), order, levels, (weights, settings))
     streams["extra"] = _encode_extra(splats.extra, order)
-    return streams, Shape(len(splats), splats.degree, grid), order
+    return streams, Shape(len(splats), splats.degree, grid, splats.antialiased), order
 
 
 def read_streams(streams: Mapping[str, bytes], settings: Settings, shape: Shape) -> Splats:
@@ -96,17 +96,18 @@ def read_streams(streams: Mapping[str, bytes], settings: Settings, shape: Shape)
             colors=codec.colors_from(colors.result(), shifts, settings),
             harmonics=harmonics.result().reshape(n, width // 3, 3),
             extra=_decode_extra(streams["extra"], n),
+            antialiased=shape.antialiased,
         )
 
 
 def _same(numbers: Tensor, shifts: Tensor, *, predicted: bool) -> bytes:
     """Columns that share their shifts [n]."""
     width = numbers.shape[1]
-    return encode_fields(numbers, shifts=shifts[:, None].expand(-1, width), predicted=[predicted] * width)
+    return encode_fields(numbers, shifts=shifts[:, None], predicted=[predicted] * width)
 
 
 def _decode_same(data: bytes, shifts: Tensor, *, predicted: bool, width: int = 3) -> Tensor:
-    return decode_fields(data, shifts=shifts[:, None].expand(-1, width), predicted=[predicted] * width)
+    return decode_fields(data, shifts=shifts[:, None], predicted=[predicted] * width)
 
 
 def _log_shifts(levels: Tensor, settings: Settings) -> Tensor:
@@ -121,23 +122,41 @@ def _decode_logs(data: bytes, levels: Tensor, settings: Settings) -> Tensor:
     return decode_fields(data, shifts=_log_shifts(levels, settings), predicted=[True] * 4)
 
 
-def _encode_harmonics(flat: Tensor, levels: Tensor, weights: Tensor, settings: Settings) -> dict[str, bytes]:
+def _encode_harmonics(flat: Tensor, order: Tensor, levels: Tensor, rest: tuple[Tensor, Settings]) -> dict[str, bytes]:
+    weights, settings = rest
     if not flat.numel() or (settings.harmonics == 0 and settings.palette == 0):
         return {"basis": b"", "counts": b"", "harmonics": b""}
     if settings.palette:
-        return _encode_palette(flat, levels, weights, settings)
+        return _encode_palette(flat[order].float(), levels, weights, settings)
     shifts = settings.shifts(5, levels)
-    axes = codec_harmonics.principal_axes(flat, weights)
-    numbers = codec_harmonics.rotated_numbers(flat, axes, settings.harmonics, shifts)
+    axes = codec_harmonics.principal_axes(flat, weights, order=order)
+    numbers = codec_harmonics.rotated_numbers(flat, axes, settings.harmonics, shifts, order=order)
     counts = codec_harmonics.used_counts(numbers)
     used = int(counts.max())
-    numbers = numbers[:, :used].contiguous()
-    kinds, wide = [False] * used, shifts[:, None].expand(-1, used)
+    kinds = [False] * numbers.shape[1]
     return {
-        "basis": axes[:, :used].numpy().astype("<f2").tobytes(),
+        "basis": _encode_axes(axes[:, :used]),
         "counts": _same(counts[:, None].int(), levels, predicted=False),
-        "harmonics": encode_fields(numbers, shifts=wide, predicted=kinds, counts=counts) if used else b"",
+        # Columns beyond those counted are never looked at.
+        "harmonics": encode_fields(numbers, shifts=shifts[:, None], predicted=kinds, counts=counts) if used else b"",
     }
+
+
+def _encode_axes(axes: Tensor) -> bytes:
+    numbers = (axes.float() / codec_harmonics.AXIS_STEP).round().int().reshape(-1, 1)
+    return struct.pack("<B", axes.shape[1]) + _same(
+        numbers, torch.zeros(len(numbers), dtype=torch.uint8), predicted=False
+    )
+
+
+def _decode_axes(basis: bytes, width: int) -> Tensor:
+    """[width, used] float32."""
+    used = basis[0] if basis else width + 1
+    if used > width:
+        raise InputError(f"at most {width} axes of the harmonics", f"{used}", "copy the file again")
+    zeros = torch.zeros(width * used, dtype=torch.uint8)
+    numbers = _decode_same(basis[1:], zeros, predicted=False, width=1)
+    return (numbers.float() * codec_harmonics.AXIS_STEP).reshape(width, used)
 
 
 def _decode_harmonics(streams: Mapping[str, bytes], levels: Tensor, width: int, settings: Settings) -> Tensor:
@@ -146,19 +165,13 @@ def _decode_harmonics(streams: Mapping[str, bytes], levels: Tensor, width: int, 
         return torch.zeros(n, width)
     if settings.palette:
         return _decode_palette(streams, levels, width)
-    if len(streams["basis"]) % (2 * width) or len(streams["basis"]) > 2 * width * width:
-        raise InputError("principal axes of the harmonics", f"{len(streams['basis'])} bytes", "copy the file again")
-    axes = torch.from_numpy(np.frombuffer(streams["basis"], "<f2").reshape(width, -1).astype(np.float32))
-    if not bool(axes.isfinite().all()):
-        raise InputError("finite axes of the harmonics", "NaN or infinity", "copy the file again")
+    axes = _decode_axes(streams["basis"], width)
     used = axes.shape[1]
     if not used:
         return torch.zeros(n, width)
     counts = _decode_same(streams["counts"], levels, predicted=False, width=1)[:, 0].clamp(0, used).to(torch.uint8)
     shifts = settings.shifts(5, levels)
-    kinds, wide = [False] * used, shifts[:, None].expand(-1, used)
-    numbers = decode_fields(streams["harmonics"], shifts=wide, predicted=kinds, counts=counts)
-    return codec_harmonics.rotated_from(numbers, axes, counts, settings.harmonics * torch.exp2(shifts.float()))
+    return decode_rotated(streams["harmonics"], shifts=shifts, counts=counts, axes=axes, step=settings.harmonics)
 
 
 def _encode_palette(flat: Tensor, levels: Tensor, weights: Tensor, settings: Settings) -> dict[str, bytes]:

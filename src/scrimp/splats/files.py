@@ -26,6 +26,7 @@ _WRITERS = {
 """The first ending that fits. Modules are imported when a file of theirs comes."""
 ENDINGS = tuple(_WRITERS)
 """Of the formats that can be written."""
+_WHOLE = {".sgs": {"prune": False}}  # nothing goes that nobody asked to go
 _FOLDERS = {
     "lod-meta.json": "sog_read:read_sog",
     "meta.json": "sog_read:read_sog",
@@ -61,8 +62,11 @@ def read(path: str | os.PathLike[str], *, on_bad: str = "refuse") -> Splats:
 def write(splats: Splats, path: str | os.PathLike[str], **options: Any) -> Path:
     """Write a scene, whole or not at all, in the format of the name's ending, one of `ENDINGS`.
 
+    Every Gaussian is written, unseen ones too. Formats that compress write them in an order of their own.
+
     Args:
-        options: those of the format's own function, such as ``version`` of `scrimp.splats.spz.write_spz`.
+        options: those of the format's own function, such as ``version`` of `scrimp.splats.spz.write_spz`, or
+            ``prune=True`` of `scrimp.splats.container.encode`.
 
     Returns:
         The path.
@@ -79,7 +83,7 @@ def write(splats: Splats, path: str | os.PathLike[str], **options: Any) -> Path:
     unknown = [name for name in options if name not in known]
     if unknown:
         raise InputError(f"options of {ending}: {', '.join(known) or 'none'}", unknown[0], "leave it out")
-    return write_atomic(place, make(splats, **options))
+    return write_atomic(place, make(splats, **_WHOLE.get(ending, {}) | options))
 
 
 def _read_file(path: Path) -> Splats:

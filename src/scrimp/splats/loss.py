@@ -6,15 +6,16 @@ takes windows of 11 x 11 pixels weighted by a Gaussian with sigma 1.5, zeros bey
 
 from __future__ import annotations
 
-from types import ModuleType
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.utils.flop_counter import register_flop_formula
 
 from scrimp import native
 from scrimp.primitives.errors import InputError
+from scrimp.splats.operators import operator
 
 REACH, SIGMA = 5, 1.5
 C1, C2 = 0.01**2, 0.03**2
@@ -33,22 +34,21 @@ def image_loss(rendered: Tensor, target: Tensor, *, ssim_weight: float = 0.2, ma
     Raises:
         InputError: shapes, dtypes or devices that differ, a weight outside 0 to 1, or a mask of nothing.
     """
-    count = _check(rendered, target, mask)
+    _check(rendered, target, mask)
     if not 0 <= ssim_weight <= 1:
         raise InputError("ssim_weight from 0 to 1", str(ssim_weight), "choose it there")
-    plain = rendered.device.type == "cpu" and rendered.dtype == torch.float32
-    kernels = native.load() if plain else None
-    if kernels is None or not hasattr(kernels, "splat_image_loss"):
+    if not _by_kernels(rendered):
         return image_loss_twin(rendered, target, ssim_weight=ssim_weight, mask=mask)
-    factors = ((1 - ssim_weight) / count, ssim_weight / count)
-    return _ImageLoss.apply(kernels, rendered, target.detach(), None if mask is None else mask.detach(), factors)
+    wanted = torch.is_grad_enabled() and rendered.requires_grad
+    return image_loss_op(rendered, target.detach(), None if mask is None else mask.detach(), ssim_weight, wanted)[0]
 
 
 def image_loss_twin(
     rendered: Tensor, target: Tensor, *, ssim_weight: float = 0.2, mask: Tensor | None = None
 ) -> Tensor:
     """`image_loss` in plain torch, any dtype and device."""
-    count = _check(rendered, target, mask)
+    _check(rendered, target, mask)
+    count = _count(rendered, mask)
     weight = torch.ones_like(rendered[..., 0]) if mask is None else mask.detach()
     x, y = rendered * weight[..., None], target.detach() * weight[..., None]
     unlike = (1 - _ssim_map(x, y)) * weight[..., None]
@@ -62,7 +62,8 @@ def ssim(rendered: Tensor, target: Tensor, *, mask: Tensor | None = None) -> Ten
 
 def psnr(rendered: Tensor, target: Tensor, *, mask: Tensor | None = None) -> Tensor:
     """Peak signal-to-noise ratio in dB, a scalar, of pictures from 0 to 1; infinite for equal ones."""
-    count = _check(rendered, target, mask)
+    _check(rendered, target, mask)
+    count = _count(rendered, mask)
     square = (rendered - target).square()
     total = square.sum() if mask is None else (square * mask[..., None]).sum()
     return -10 * torch.log10(total / count)
@@ -84,27 +85,82 @@ def _blur(image: Tensor) -> Tensor:
     return torch.nn.functional.conv2d(planes, taps.mT, padding=(0, REACH))[:, 0].permute(1, 2, 0)
 
 
-class _ImageLoss(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, kernels: ModuleType, rendered: Tensor, *others: Any) -> Tensor:
-        target, mask, (absolute, similar) = others
-        x, y = rendered.contiguous(), target.contiguous()
-        kept = None if mask is None else mask.contiguous()
-        pull = torch.empty_like(x) if ctx.needs_input_grad[1] else None
-        addresses = [0 if values is None else values.data_ptr() for values in (x, y, kept)]
-        to = 0 if pull is None else pull.data_ptr()
-        difference, unlike = kernels.splat_image_loss(*addresses, *x.shape[:2], absolute, similar, to)
-        ctx.save_for_backward(pull)
-        return x.new_tensor(absolute * difference + similar * unlike)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, by_loss: Tensor) -> Any:
-        return None, ctx.saved_tensors[0] * by_loss, None, None, None
+def _run(
+    rendered: Tensor, target: Tensor, mask: Tensor | None, ssim_weight: float, wanted: bool
+) -> tuple[Tensor, Tensor]:
+    """The loss, and its gradient by the rendered picture where it is wanted, else nothing."""
+    kernels, count = native.load(), _count(rendered, mask)
+    if kernels is None:
+        raise RuntimeError("a compiled loss of pictures needs the native library; install it, or run eagerly")
+    parts = [None if values is None else values.contiguous() for values in (rendered, target, mask)]
+    pull = rendered.new_empty(rendered.shape if wanted else 0)
+    addresses = [0 if values is None else values.data_ptr() for values in parts]
+    absolute, similar = (1 - ssim_weight) / count, ssim_weight / count
+    to = pull.data_ptr() if wanted else 0
+    difference, unlike = kernels.splat_image_loss(*addresses, *rendered.shape[:2], absolute, similar, to)
+    return rendered.new_tensor(absolute * difference + similar * unlike), pull
 
 
-def _check(rendered: Tensor, target: Tensor, mask: Tensor | None) -> float:
-    """How many values count."""
+def _run_backward(by_loss: Tensor, rendered: Tensor, pull: Tensor) -> Tensor:
+    """The gradient by the rendered picture, which is named so that a second derivative is refused, not taken for 0."""
+    return pull * by_loss
+
+
+def _fake(
+    rendered: Tensor, target: Tensor, mask: Tensor | None, ssim_weight: float, wanted: bool
+) -> tuple[Tensor, Tensor]:
+    return rendered.new_empty(()), rendered.new_empty(rendered.shape if wanted else 0)
+
+
+def _backward_fake(by_loss: Tensor, rendered: Tensor, pull: Tensor) -> Tensor:
+    return torch.empty_like(pull)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(inputs[0], output[1])
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx: Any, by_loss: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
+    return None if by_loss is None else image_loss_backward_op(by_loss, *ctx.saved_tensors), None, None, None, None
+
+
+image_loss_op = operator(
+    "splat_image_loss",
+    "(Tensor rendered, Tensor target, Tensor? mask, float ssim_weight, bool wanted) -> (Tensor, Tensor)",
+    _run,
+    fake=_fake,
+    keep=_keep,
+    gradient=_differentiate,
+)
+image_loss_backward_op = operator(
+    "splat_image_loss_backward",
+    "(Tensor by_loss, Tensor rendered, Tensor pull) -> Tensor",
+    _run_backward,
+    fake=_backward_fake,
+)
+
+
+@register_flop_formula(torch.ops.scrimp.splat_image_loss)
+def _flops(shape: Any, target: Any, mask: Any, ssim_weight: float, wanted: bool, **_: Any) -> int:
+    """Of the windows alone, as of convolutions: of five images along rows and columns, of three on the way back."""
+    return 2 * math.prod(shape) * 2 * (2 * REACH + 1) * (5 + 3 * wanted)
+
+
+@register_flop_formula(torch.ops.scrimp.splat_image_loss_backward)
+def _backward_flops(*_: Any, **__: Any) -> int:
+    return 0
+
+
+def _by_kernels(rendered: Tensor) -> bool:
+    if rendered.dtype != torch.float32 or rendered.device.type not in ("cpu", "meta"):
+        return False
+    # What is compiled, or has no numbers, needs the operator's shape alone, and the compiler cannot look for a library.
+    return torch.compiler.is_compiling() or rendered.is_meta or hasattr(native.load(), "splat_image_loss")
+
+
+def _check(rendered: Tensor, target: Tensor, mask: Tensor | None) -> None:
     shape = rendered.shape
     if len(shape) != 3 or shape[2] != 3 or rendered.numel() == 0:
         raise InputError("a picture [h, w, 3]", f"{list(shape)}", "put the channels last")
@@ -115,6 +171,10 @@ def _check(rendered: Tensor, target: Tensor, mask: Tensor | None) -> float:
             raise InputError(
                 f"{name} {rendered.dtype}, {rendered.device}", f"{values.dtype}, {values.device}", "move it"
             )
+
+
+def _count(rendered: Tensor, mask: Tensor | None) -> float:
+    """How many values count."""
     count = rendered.numel() if mask is None else 3 * float(mask.detach().sum())
     if count <= 0:
         raise InputError("a mask that keeps a pixel", "one of zeros", "leave the picture out")

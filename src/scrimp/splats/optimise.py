@@ -10,10 +10,8 @@ from torch import Tensor
 from torch.optim.adam import adam
 
 from scrimp.primitives.errors import InputError
+from scrimp.splats.adam import BETAS, EPSILON, AdamField, sparse_adam_
 from scrimp.splats.scene import Splats
-
-BETAS, EPSILON = (0.9, 0.999), 1e-15
-"""Of Adam (Kingma and Ba 2015), as 3DGS sets them."""
 
 
 class Model:
@@ -23,43 +21,52 @@ class Model:
         leaves: the tensors of a scene by name, which take gradients.
         statistics: further numbers of each Gaussian, [n], that those who refine the scene keep; new rows start at 0.
         updates: of Adam so far.
+        sparse: whether an update leaves out the Gaussians that its view did not show, see `scrimp.splats.adam`. A price
+            on all Gaussians then reaches each only while it is seen.
     """
 
-    def __init__(self, splats: Splats) -> None:
+    def __init__(self, splats: Splats, *, sparse: bool = False) -> None:
         self.leaves = {name: _leaf(values) for name, values in splats.tensors().items()}
         self.first = {name: torch.zeros_like(leaf) for name, leaf in self.leaves.items()}
         self.second = {name: torch.zeros_like(leaf) for name, leaf in self.leaves.items()}
         self.statistics: dict[str, Tensor] = {}
-        self.updates = 0
+        self.updates, self.sparse, self.antialiased = 0, sparse, splats.antialiased
 
     def __len__(self) -> int:
         return len(self.leaves["means"])
 
     def splats(self) -> Splats:
         """The scene, through which gradients reach the leaves."""
-        return scene_of(self.leaves)
+        return scene_of(self.leaves, antialiased=self.antialiased)
 
     def detached(self) -> Splats:
         """The scene as numbers; they change with the next update."""
-        return scene_of({name: leaf.detach() for name, leaf in self.leaves.items()})
+        leaves = {name: leaf.detach() for name, leaf in self.leaves.items()}
+        return scene_of(leaves, antialiased=self.antialiased)
 
-    def update_(self, rates: Mapping[str, float]) -> None:
-        """One step of Adam with the gradients there are, which are forgotten; a rate for each field."""
-        for name, leaf in self.leaves.items():
-            if leaf.grad is None or not leaf.numel():
-                continue
-            before = torch.tensor(float(self.updates), device=leaf.device)
-            adam(
-                *([leaf.detach()], [leaf.grad], [self.first[name]], [self.second[name]], [], [before]),
-                fused=True,
-                amsgrad=False,
-                beta1=BETAS[0],
-                beta2=BETAS[1],
-                lr=rates[name],
-                weight_decay=0.0,
-                eps=EPSILON,
-                maximize=False,
-            )
+    def update_(self, rates: Mapping[str, float], seen: Tensor | None = None) -> None:
+        """One step of Adam with the gradients there are, which are forgotten.
+
+        Args:
+            rates: for each field.
+            seen: bool [n], the Gaussians that the view showed; looked at where the model is `sparse`.
+
+        Raises:
+            InputError: a sparse model that is not told what was seen.
+        """
+        if self.sparse and (seen is None or seen.shape != (len(self),) or seen.dtype != torch.bool):
+            got = "None" if seen is None else f"{seen.dtype} {list(seen.shape)}"
+            raise InputError(f"seen, bool [{len(self)}]", got, "pass rendered.radii > 0")
+        fields = [
+            AdamField(leaf.detach(), leaf.grad.contiguous(), self.first[name], self.second[name], rates[name])
+            for name, leaf in self.leaves.items()
+            if leaf.grad is not None and leaf.numel()
+        ]
+        if self.sparse and seen is not None:
+            sparse_adam_(fields, seen, self.updates + 1)
+        else:
+            _dense(fields, self.updates)
+        for leaf in self.leaves.values():
             leaf.grad = None
         self.updates += 1
 
@@ -108,7 +115,7 @@ class Model:
         for key, values in state.items():
             kind, _, name = key.partition(".")
             if kind in loaded:
-                loaded[kind][name] = values.to(device, copy=True)
+                loaded[kind][name] = values.to(device, copy=True).contiguous()
         _check_whole(loaded, self.leaves)
         if "updates" not in state:
             raise InputError("the state of a fit", "one that counts no updates", "pass what state_dict returned")
@@ -125,13 +132,29 @@ class Model:
             named.update({name: change(values) for name, values in named.items()})
 
 
-def scene_of(named: Mapping[str, Any]) -> Splats:
+def scene_of(named: Mapping[str, Any], *, antialiased: bool = False) -> Splats:
     """A scene of the tensors that `Splats.tensors` names.
 
     Raises:
         InputError: shapes that do not fit together.
     """
-    return Splats(**named)
+    return Splats(**named, antialiased=antialiased)
+
+
+def _dense(fields: Iterable[AdamField], updates: int) -> None:
+    for field in fields:
+        before = torch.tensor(float(updates), device=field.values.device)
+        adam(
+            *([field.values], [field.pull], [field.first], [field.second], [], [before]),
+            fused=True,
+            amsgrad=False,
+            beta1=BETAS[0],
+            beta2=BETAS[1],
+            lr=field.rate,
+            weight_decay=0.0,
+            eps=EPSILON,
+            maximize=False,
+        )
 
 
 def _check_whole(loaded: Mapping[str, Mapping[str, Tensor]], leaves: Mapping[str, Tensor]) -> None:

@@ -38,14 +38,14 @@ def evaluate(
     dataset: Dataset,
     *,
     views: Sequence[View] | None = None,
-    antialias: bool = False,
+    antialias: bool | None = None,
     perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Quality:
     """Draw views and compare them with their photographs, both within 0 to 1; masks of the set's files count.
 
     Args:
         views: those held out by default.
-        antialias: as the scene was trained.
+        antialias: as the scene was trained; as it says when not given.
         perceptual: distance of a picture [h, w, 3] from another, such as LPIPS.
 
     Raises:

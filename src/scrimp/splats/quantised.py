@@ -107,7 +107,8 @@ class ContainerQuantiser:
 def through(splats: Splats, target: Splats) -> Splats:
     """The target's numbers, exactly, with gradients that go to ``splats`` as if they were its own."""
     found, wanted = splats.tensors(), target.tensors()
-    return scene_of({name: _Through.apply(values, wanted[name].to(values)) for name, values in found.items()})
+    named = {name: _Through.apply(values, wanted[name].to(values)) for name, values in found.items()}
+    return scene_of(named, antialiased=splats.antialiased)
 
 
 def as_before(splats: Splats, rounded: Splats) -> Splats:
@@ -132,7 +133,8 @@ def as_before(splats: Splats, rounded: Splats) -> Splats:
 
 
 def _on_cpu(splats: Splats) -> Splats:
-    return scene_of({name: values.detach().cpu() for name, values in splats.tensors().items()})
+    named = {name: values.detach().cpu() for name, values in splats.tensors().items()}
+    return scene_of(named, antialiased=splats.antialiased)
 
 
 def _rounded(splats: Splats, settings: Settings, visible: Tensor) -> Splats:

@@ -127,7 +127,8 @@ class SogQuantiser:
 
 
 def _storable(splats: Splats) -> Splats:
-    scene = scene_of({name: values.detach().cpu().float() for name, values in splats.tensors().items()})
+    named = {name: values.detach().cpu().float() for name, values in splats.tensors().items()}
+    scene = scene_of(named, antialiased=splats.antialiased)
     return scene.of_degree(min(3, scene.degree))
 
 

@@ -1,21 +1,30 @@
-"""The native rasteriser for the CPU as a differentiable function, and gsplat's behind the same signature on CUDA."""
+"""The native rasteriser for the CPU as an operator, and gsplat's behind the same signature on CUDA.
+
+Its work depends on where the Gaussians lie, which no formula of shapes can say: the meter names it as not counted.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from scrimp import native
 from scrimp.primitives.errors import require
 from scrimp.splats.camera import Camera
+from scrimp.splats.operators import operator
 from scrimp.splats.scene import COUNTS, Splats
 
 Images = tuple[Tensor, Tensor, Tensor | None, Tensor]
 """Colour [h, w, 3], alpha [h, w], depth weighted by alpha [h, w] where wanted, radii [n]."""
+_SCENE = (
+    "Tensor means, Tensor quaternions, Tensor scales, Tensor opacities, Tensor colors, Tensor harmonics,"
+    " Tensor? offsets, Tensor world_to_camera, int[] sizes, float[] lens"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,59 +37,146 @@ class Look:
     antialias: bool
     depth: bool
 
+    def sizes(self) -> list[int]:
+        """Width, height, coefficients looked at, and whether to dim small Gaussians and to draw the depth."""
+        camera = self.camera
+        return [camera.width, camera.height, COUNTS[self.degree], int(self.antialias), int(self.depth)]
 
-def rasterize_native(kernels: ModuleType, splats: Splats, look: Look, offsets: Tensor | None) -> Images:
+    def lens(self) -> list[float]:
+        """Focal lengths, centre, nearest depth, and the background."""
+        return [*self.camera.focal, *self.camera.centre, self.camera.near, *self.background]
+
+
+def rasterize_native(splats: Splats, look: Look, offsets: Tensor | None) -> Images:
     """On the CPU, float32. The same bits whatever the number of threads."""
-    found = _Native.apply(kernels, look, *splats.tensors().values(), offsets)
-    color, alpha, radii, *depth = found
-    return color, alpha, depth[0] if depth else None, radii
+    motion = look.camera.world_to_camera.detach()
+    found = draw(*splats.tensors().values(), offsets, motion, look.sizes(), look.lens())
+    color, alpha, depth, radii, _ = found
+    return color, alpha, depth if look.depth else None, radii
 
 
-class _Native(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, kernels: ModuleType, look: Look, *inputs: Tensor | None) -> tuple[Tensor, ...]:
-        scene = [None if values is None else values.detach().contiguous() for values in inputs]
-        means = scene[0]
-        assert means is not None
-        camera = look.camera
-        color = means.new_empty(camera.height, camera.width, 3)
-        images = [color, *(color.new_empty(camera.height, camera.width) for _ in range(1 + look.depth))]
-        radii = means.new_empty(len(means))
-        to = [images[0], images[1], images[2] if look.depth else None, radii]
-        counts = (len(means), scene[5].shape[1], COUNTS[look.degree])  # type: ignore[union-attr]
-        size = (camera.width, camera.height, look.antialias)
-        ctx.frame = kernels.splat_forward(*counts, _addresses(scene), *size, _numbers(look), _addresses(to))
-        ctx.kernels, ctx.counts, ctx.deep = kernels, counts, look.depth
-        ctx.save_for_backward(*scene, *images)
-        ctx.mark_non_differentiable(radii)
-        ctx.set_materialize_grads(False)
-        return (images[0], images[1], radii, *images[2:])
+class _Frame(bytearray):
+    """What the kernels found out while drawing, for the way back; it lives as long as the tensor made of it.
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, by_color: Tensor | None, by_alpha: Tensor | None, _: Any, *by_depth: Tensor | None) -> Any:
-        scene, images = ctx.saved_tensors[:7], list(ctx.saved_tensors[7:])
-        pulls = [torch.zeros_like(images[0]) if by_color is None else by_color, by_alpha, *by_depth]
-        pulls = [None if pull is None else pull.contiguous() for pull in pulls]
-        if not ctx.deep:
-            images, pulls = [*images, None], [*pulls, None]
-        wanted = zip(scene, ctx.needs_input_grad[2:], strict=True)
-        grads = [torch.empty_like(values) if want and values is not None else None for values, want in wanted]
-        ctx.kernels.splat_backward(
-            ctx.frame, *ctx.counts, _addresses(scene), _addresses([*images, *pulls]), _addresses(grads)
-        )
-        return (None, None, *grads)
+    The tensor is one more output of `draw`, so that whoever keeps outputs for the backward pass keeps the frame, and
+    lets it go. It holds nothing: should a copy of it come back, the scene is drawn again, to the same bits.
+    """
+
+    kept: Any
+
+
+_FRAMES: WeakValueDictionary[int, _Frame] = WeakValueDictionary()
+"""By the address of their tensors."""
+
+
+def _draw(*inputs: Any) -> tuple[Tensor, ...]:
+    """Colour, alpha, depth or nothing, radii, and the tensor of a `_Frame`."""
+    *scene, motion, sizes, lens = inputs
+    packed = _packed(scene)
+    frame, images = _Frame(1), _images(inputs[0], sizes)
+    to = [*images[:2], images[2] if sizes[4] else None, images[3]]
+    frame.kept = _kernels().splat_forward(
+        *_counts(packed, sizes), _addresses(packed), *sizes[:2], bool(sizes[3]), _numbers(motion, lens), _addresses(to)
+    )
+    ticket = torch.frombuffer(frame, dtype=torch.uint8)
+    _FRAMES[ticket.data_ptr()] = frame
+    return *images, ticket
+
+
+def _draw_backward(*inputs: Any) -> list[Tensor]:
+    """Gradients of the tensors of the scene, and of the offsets, that are wanted."""
+    by_color, by_alpha, by_depth, color, alpha, depth, ticket, wanted, *given = inputs
+    scene, sizes = _packed(given[:7]), given[8]
+    if ticket.data_ptr() not in _FRAMES:
+        ticket = _draw(*given)[-1]
+    pulls = _packed([torch.zeros_like(color) if by_color is None else by_color, by_alpha, by_depth])
+    images = [color, alpha, depth if sizes[4] else None, *pulls]
+    grads = _gradients(scene, wanted)
+    to = iter(grads)
+    places = [next(to) if want else None for want in wanted]
+    _kernels().splat_backward(
+        _FRAMES[ticket.data_ptr()].kept, *_counts(scene, sizes), *map(_addresses, (scene, images, places))
+    )
+    return grads
+
+
+def _draw_fake(*inputs: Any) -> tuple[Tensor, ...]:
+    return *_images(inputs[0], inputs[8]), inputs[0].new_empty(1, dtype=torch.uint8)
+
+
+def _draw_backward_fake(*inputs: Any) -> list[Tensor]:
+    return _gradients(inputs[8:15], inputs[7])
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    color, alpha, depth, radii, frame = output
+    ctx.save_for_backward(color, alpha, depth, frame, *inputs[:8])
+    ctx.options = inputs[8:]
+    ctx.mark_non_differentiable(radii, frame)
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx: Any, by_color: Tensor | None, by_alpha: Tensor | None, by_depth: Any, *_: Any) -> Any:
+    wanted = list(ctx.needs_input_grad[:7])
+    saved = ctx.saved_tensors
+    by_depth = by_depth if ctx.options[0][4] else None
+    grads = iter(draw_backward(by_color, by_alpha, by_depth, *saved[:4], wanted, *saved[4:], *ctx.options))
+    return *(next(grads) if want else None for want in wanted), None, None, None
+
+
+draw = operator(
+    "splat_draw",
+    f"({_SCENE}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _draw,
+    fake=_draw_fake,
+    keep=_keep,
+    gradient=_differentiate,
+)
+draw_backward = operator(
+    "splat_draw_backward",
+    "(Tensor? by_color, Tensor? by_alpha, Tensor? by_depth, Tensor color, Tensor alpha, Tensor depth,"
+    f" Tensor frame, bool[] wanted, {_SCENE}) -> Tensor[]",
+    _draw_backward,
+    fake=_draw_backward_fake,
+)
+
+
+def _kernels() -> Any:
+    kernels = native.load()
+    if kernels is None or not hasattr(kernels, "splat_forward"):
+        raise RuntimeError("compiled code that draws Gaussians needs the native library; install it, or run eagerly")
+    return kernels
+
+
+def _images(means: Tensor, sizes: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    width, height, _, _, deep = sizes
+    depth = means.new_empty(height, width) if deep else means.new_empty(0)
+    return means.new_empty(height, width, 3), means.new_empty(height, width), depth, means.new_empty(len(means))
+
+
+def _gradients(scene: Sequence[Tensor | None], wanted: Sequence[bool]) -> list[Tensor]:
+    found = [values for values, want in zip(scene, wanted, strict=True) if want and values is not None]
+    return [torch.empty_like(values, memory_format=torch.contiguous_format) for values in found]
+
+
+def _packed(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+    return [None if values is None else values.contiguous() for values in tensors]
+
+
+def _counts(scene: Sequence[Any], sizes: Sequence[int]) -> tuple[int, int, int]:
+    """Of Gaussians, and of their coefficients, stored and looked at."""
+    return len(scene[0]), scene[5].shape[1], sizes[2]
 
 
 def _addresses(tensors: Any) -> list[int]:
     return [0 if values is None else values.data_ptr() for values in tensors]
 
 
-def _numbers(look: Look) -> list[float]:
-    camera, motion = look.camera, look.camera.world_to_camera.double()
+def _numbers(world_to_camera: Tensor, lens: Sequence[float]) -> list[float]:
+    motion = world_to_camera.double()
     placed = [*motion[:3, :3].flatten().tolist(), *motion[:3, 3].tolist()]
     position = (-motion[:3, :3].T @ motion[:3, 3]).tolist()
-    return [*camera.focal, *camera.centre, camera.near, *placed, *position, *look.background]
+    return [*lens[:5], *placed, *position, *lens[5:]]
 
 
 def rasterize_cuda(splats: Splats, look: Look, offsets: Tensor | None) -> Images:

@@ -1,6 +1,8 @@
 """How much to lose: named qualities, and the finest encoding within a size or the smallest that reaches a quality.
 
-All of them lie on one ladder, on which every step of every field halves from rung to rung.
+All of them lie on one ladder, on which every step of every field halves from rung to rung. Of Gaussians that show least
+only down to rung 0: errors of theirs that were harmless grow beyond measure where a step reaches octaves of size or
+alpha, or a turn or a colour its whole range. (A step of 6 octaves of size cost 19 dB on a scene of 6,658 Gaussians.)
 """
 
 from __future__ import annotations
@@ -29,9 +31,11 @@ def settings_at(rung: float) -> Settings:
     """
     if not COARSEST <= rung <= FINEST:
         raise InputError(f"a rung from {COARSEST:g} to {FINEST:g}", f"{rung:g}", "choose one between")
-    base, finer = Settings(), 2.0**-rung
+    base, finer, held = Settings(), 2.0**-rung, min(0, round(rung))
+    opacity, scale, position, rotation, color, harmonics = base.caps
     return replace(
         base,
+        caps=(opacity + held, scale + held, position, rotation + held, color + held, harmonics),
         opacity=max(1, round(base.opacity * finer)),
         scale=max(1, round(base.scale * finer)),
         position=min(0, round(base.position - OCTAVE * rung)),

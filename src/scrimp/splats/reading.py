@@ -94,4 +94,4 @@ def inflate(data: bytes | memoryview, limit: int, *, format: str, name: str, raw
 
 def splats_of(arrays: Mapping[str, np.ndarray]) -> Splats:
     """A scene of arrays by the names of its tensors, which share their memory."""
-    return Splats(**{field: torch.from_numpy(values) for field, values in arrays.items()}, extra={})
+    return Splats(**{field: torch.from_numpy(values) for field, values in arrays.items()}, extra={}, antialiased=False)

@@ -40,7 +40,7 @@ def render(
     *,
     background: Sequence[float] = (0.0, 0.0, 0.0),
     degree: int | None = None,
-    antialias: bool = False,
+    antialias: bool | None = None,
 ) -> Tensor:
     """The picture [h, w, 3] alone; see `rasterize`."""
     return rasterize(splats, camera, background=background, degree=degree, antialias=antialias).color
@@ -52,7 +52,7 @@ def rasterize(
     *,
     background: Sequence[float] = (0.0, 0.0, 0.0),
     degree: int | None = None,
-    antialias: bool = False,
+    antialias: bool | None = None,
     depth: bool = False,
     offsets: Tensor | None = None,
 ) -> Rendered:
@@ -64,7 +64,8 @@ def rasterize(
     Args:
         background: red, green and blue behind everything.
         degree: of the harmonics looked at, at most; all when not given.
-        antialias: dim Gaussians smaller than a pixel instead of widening them only (arXiv 2311.16493).
+        antialias: dim Gaussians smaller than a pixel instead of widening them only (arXiv 2311.16493); as the scene
+            says when not given.
         depth: whether to draw it too.
         offsets: [n, 2], added to the projected means, pixels. Pass zeros that require a gradient: after the backward
             pass it holds the gradient by the place in the picture, which densification goes by.
@@ -78,19 +79,26 @@ def rasterize(
     if shade < 0 or len(background) != 3:
         raise InputError("a degree of 0 or more and a background of 3", f"{degree}, {len(background)}", "correct it")
     red, green, blue = (float(part) for part in background)
-    color, alpha, deep, radii = _draw(splats, Look(camera, (red, green, blue), shade, antialias, depth), offsets)
+    dimmed = splats.antialiased if antialias is None else antialias
+    color, alpha, deep, radii = _draw(splats, Look(camera, (red, green, blue), shade, dimmed, depth), offsets)
     return Rendered(color, alpha, None if deep is None else deep / alpha.clamp_min(1e-10), radii)
 
 
 def _draw(splats: Splats, look: Look, offsets: Tensor | None) -> Images:
     if splats.means.is_cuda:
         return rasterize_cuda(splats, look, offsets)
-    kernels = native.load() if splats.means.device.type == "cpu" and splats.means.dtype == torch.float32 else None
-    if kernels is not None and hasattr(kernels, "splat_forward"):
-        return rasterize_native(kernels, splats, look, offsets)
+    if _by_kernels(splats.means):
+        return rasterize_native(splats, look, offsets)
     options = {"background": look.background, "degree": look.degree, "antialias": look.antialias}
     color, alpha, deep, radii = rasterize_reference(splats, look.camera, offsets=offsets, **options)  # type: ignore[arg-type]
     return color, alpha, deep if look.depth else None, radii
+
+
+def _by_kernels(means: Tensor) -> bool:
+    if means.dtype != torch.float32 or means.device.type not in ("cpu", "meta"):
+        return False
+    # What is compiled, or has no numbers, needs the operator's shape alone, and the compiler cannot look for a library.
+    return torch.compiler.is_compiling() or means.is_meta or hasattr(native.load(), "splat_forward")
 
 
 def _check(splats: Splats, offsets: Tensor | None) -> None:

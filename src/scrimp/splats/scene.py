@@ -17,6 +17,7 @@ COUNTS = (0, 3, 8, 15, 24)
 """Coefficients above degree 0 of real spherical harmonics of degree 0 to 4."""
 SH_C0 = 0.28209479177387814
 """Of degree 0: colour = 0.5 + SH_C0 * coefficient, before harmonics of higher degree are added."""
+_OTHERS = ("extra", "antialiased")
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +32,8 @@ class Splats:
         colors: [n, 3], coefficients of degree 0, red green blue; see `SH_C0`.
         harmonics: [n, k, 3], coefficients of higher degree in the usual order, k of `COUNTS`.
         extra: further numbers of each Gaussian, [n] each, by the names that a file gives them.
+        antialiased: whether they were trained to be drawn with the compensation of Mip-Splatting (arXiv 2311.16493).
+            False also where the file has no place for it: of the formats only .sog and .spz do.
 
     Raises:
         InputError: shapes that do not fit together.
@@ -43,6 +46,7 @@ class Splats:
     colors: Tensor
     harmonics: Tensor
     extra: Mapping[str, Tensor] = field(default_factory=lambda: MappingProxyType({}))
+    antialiased: bool = False
 
     def __post_init__(self) -> None:
         n = len(self.means)
@@ -67,7 +71,7 @@ class Splats:
 
     def tensors(self) -> dict[str, Tensor]:
         """All but the extra ones, by name."""
-        return {item.name: getattr(self, item.name) for item in fields(self) if item.name != "extra"}
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.name not in _OTHERS}
 
     def take(self, rows: Tensor) -> Splats:
         """Only these Gaussians, in this order: int64 indices, or bool [n]."""
@@ -94,4 +98,4 @@ class Splats:
 
     def _each(self, change: Any) -> Splats:
         found = {name: change(values) for name, values in self.tensors().items()}
-        return Splats(**found, extra={name: change(values) for name, values in self.extra.items()})
+        return replace(self, **found, extra={name: change(values) for name, values in self.extra.items()})

@@ -57,6 +57,7 @@ class SogFields:
         opacities: [n] uint8.
         palette: [entries, k, 3] uint8, codes of ``palette_codebook`` [256] float32; [0, 0, 3] without harmonics.
         labels: [n] int32, an entry for each Gaussian; 0 without harmonics.
+        antialiased: as `Splats` has it.
     """
 
     means: Tensor
@@ -72,6 +73,7 @@ class SogFields:
     palette: Tensor
     palette_codebook: Tensor
     labels: Tensor
+    antialiased: bool = False
 
     def __len__(self) -> int:
         return len(self.means)
@@ -141,6 +143,7 @@ def fields_of(scene: Splats, books: tuple[Tensor, Tensor], palette: tuple[Tensor
         palette=palette[0],
         palette_codebook=palette[1],
         labels=palette[2],
+        antialiased=scene.antialiased,
     )
 
 
@@ -157,6 +160,7 @@ def dequantise(fields: SogFields) -> Splats:
         opacities=opacity_logits(fields.opacities),
         colors=fields.color_codebook[fields.colors.long()],
         harmonics=harmonics,
+        antialiased=fields.antialiased,
     )
 
 

@@ -42,14 +42,17 @@ def read_lod(path: Path) -> Splats:
 
 
 def join(parts: list[Splats]) -> Splats:
-    """Several scenes as one, in this order, harmonics as high as the highest; without extra numbers."""
+    """Several scenes as one, in this order, harmonics as high as the highest; without extra numbers.
+
+    Antialiased only where all of them are.
+    """
     if not parts:
         empty = torch.zeros(0, 3)
         return Splats(empty, torch.zeros(0, 4), empty, torch.zeros(0), empty, torch.zeros(0, 0, 3))
     degree = max(part.degree for part in parts)
     tensors = [part.of_degree(degree).tensors() for part in parts]
     found: dict[str, Any] = {key: torch.cat([each[key] for each in tensors]) for key in tensors[0]}
-    return Splats(**found)
+    return Splats(**found, antialiased=all(part.antialiased for part in parts))
 
 
 def _part(path: Path, title: str, ranges: list[tuple[int, int]] | None, name: str) -> Splats:

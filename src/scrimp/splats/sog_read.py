@@ -132,6 +132,7 @@ def read_fields(get: Get, title: str, name: str) -> SogFields:
         palette=palette,
         palette_codebook=codebook,
         labels=labels,
+        antialiased=meta.value.get("antialias") is True,
     )
 
 

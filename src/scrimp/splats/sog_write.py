@@ -71,6 +71,7 @@ def _meta(fields: SogFields) -> dict[str, Any]:
         "version": 2,
         "asset": {"generator": "scrimp"},
         "count": len(fields),
+        "antialias": fields.antialiased,
         "means": {
             "mins": fields.lowest.tolist(),
             "maxs": fields.highest.tolist(),

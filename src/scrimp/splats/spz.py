@@ -34,14 +34,15 @@ _PARITY = ("y", "z", "x", "xy", "yz", "", "xz", "", "y", "xyz", "y", "z", "x", "
            "xy", "yz", "xy", "yz", "", "xz", "", "xz", "y")  # fmt: skip
 
 
-def read_spz(data: bytes | memoryview, name: str, *, axes: str = "RUB") -> Splats:
+def read_spz(data: bytes | memoryview, name: str, *, axes: str = _OURS) -> Splats:
     """Read a .spz file.
 
     Args:
         data: the whole file.
         name: of the file, for errors.
-        axes: where x, y and z point in a file that does not say: "RUB" by the format's rule, "RDF" where a program
-            wrote the coordinates of a 3DGS .ply as they were.
+        axes: where x, y and z point in a file that does not say. Programs of today (splat-transform from version 3 on,
+            gsply, gaussforge) write the coordinates of a 3DGS .ply as they are, "RDF"; some older ones, and what
+            Niantic's own reader assumes, have "RUB".
 
     Returns:
         Float32, with the axes of 3DGS (right, down, front).
@@ -63,6 +64,7 @@ def read_spz(data: bytes | memoryview, name: str, *, axes: str = "RUB") -> Splat
         opacities=opacity_logits(torch.from_numpy(raw["alphas"].copy())),
         colors=(_floats(raw["colors"], count, 3) - 127.5) * _COLOR_STEP,
         harmonics=(_floats(raw["harmonics"], count, bands, 3) - 128) / 128,
+        antialiased=spz.antialiased,
     )
     return flip_axes(stored, spz.axes or axes, _OURS)
 
@@ -74,8 +76,7 @@ def write_spz(
     version: int = 3,
     sh_bits: tuple[int, int] = (5, 4),
     fractional_bits: int | None = None,
-    axes: str = "RUB",
-    antialiased: bool = False,
+    axes: str | None = None,
     lossy: bool = False,
 ) -> bytes:
     """A .spz file, every number rounded to the nearest that it can hold.
@@ -88,8 +89,8 @@ def write_spz(
         sh_bits: of harmonics of degree 1, and above; 1 to 8.
         fractional_bits: of positions: their step is 2**-bits. By default 12, as the reference writes, or as many more
             as make the step half of the width of small Gaussians; fewer where the scene's extent leaves no room.
-        axes: to store, of `AXES`. Other than "RUB" are named in an extension, which older readers ignore.
-        antialiased: says that the scene was trained with the compensation of Mip-Splatting.
+        axes: to store, of `AXES`, and to name in an extension, which older readers ignore. By default the coordinates
+            of a 3DGS .ply as they are, unnamed, as other programs of today expect them.
         lossy: leave out extra numbers.
 
     Raises:
@@ -97,13 +98,13 @@ def write_spz(
             its range.
         MissingExtraError: version 4 without a Zstandard library.
     """
-    if version not in (2, 3, 4) or not all(1 <= bits <= 8 for bits in sh_bits) or axes not in AXES:
+    if version not in (2, 3, 4) or not all(1 <= bits <= 8 for bits in sh_bits) or axes not in (None, *AXES):
         got = f"version {version}, sh_bits {sh_bits}, axes {axes}"
         raise InputError(f"version 2, 3 or 4, sh_bits of 1 to 8, axes out of: {', '.join(AXES)}", got, "correct it")
     refuse_bad(splats, "a .spz")
     refuse_loss(splats, "a .spz", degree=4, lossy=lossy)
     plain = replace(splats, extra={}).to("cpu", torch.float32)
-    scene = flip_axes(plain.take(morton_order(plain.means)), _OURS, axes)
+    scene = flip_axes(plain.take(morton_order(plain.means)), _OURS, axes or _OURS)
     bits = _fractional_bits(scene) if fractional_bits is None else fractional_bits
     streams = {
         "positions": _fixed_point(scene.means, bits),
@@ -113,9 +114,8 @@ def write_spz(
         "rotations": _pack_rotations(scene.quaternions, version),
         "harmonics": _pack_harmonics(scene.harmonics, sh_bits),
     }
-    named = None if axes == "RUB" else axes
     content = {name: np.asarray(values).tobytes() for name, values in streams.items()}
-    return pack_spz(SpzStreams(version, len(scene), scene.degree, bits, named, antialiased, content))
+    return pack_spz(SpzStreams(version, len(scene), scene.degree, bits, axes, scene.antialiased, content))
 
 
 def flip_axes(splats: Splats, have: str, want: str) -> Splats:

@@ -41,7 +41,7 @@ class SpzStreams:
         count: of Gaussians.
         degree: of the harmonics, 0 to 4.
         fractional_bits: of a position.
-        axes: of `AXES`; ``None`` where the file does not say, which by default means RUB.
+        axes: of `AXES`; ``None`` where the file does not say.
         antialiased: trained with the compensation of Mip-Splatting.
         streams: bytes of each of `STREAMS`.
     """

@@ -20,6 +20,7 @@
 #include "philox.hpp"
 #include "range_coder.hpp"
 #include "simd.hpp"
+#include "splat_adam.hpp"
 #include "splat_loss.hpp"
 #include "splat_render.hpp"
 
@@ -86,5 +87,6 @@ NB_MODULE(_native, module) {
     scrimp::bind_range_coder(module);
     scrimp::bind_splat_render(module);
     scrimp::bind_splat_loss(module);
+    scrimp::bind_splat_adam(module);
     module.def("dot", &dot, "a"_a.noconvert(), "b"_a.noconvert());
 }

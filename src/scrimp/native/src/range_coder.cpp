@@ -1,6 +1,8 @@
 // Tables of the mixing range coder, and its bindings.
 #include "range_coder.hpp"
 
+#include <nanobind/stl/array.h>
+
 #include <cmath>
 
 namespace scrimp {
@@ -18,27 +20,41 @@ nb::bytes as_bytes(const std::vector<std::uint8_t> &found) {
     return nb::bytes(reinterpret_cast<const char *>(found.data()), found.size());
 }
 
-FieldShape fields(Index rows, Index columns, std::uintptr_t shifts, std::uintptr_t predicted, std::uintptr_t counts) {
-    return {rows, columns, at<const std::uint8_t>(shifts), at<const std::uint8_t>(predicted),
+FieldShape fields(Index rows, Index columns, Index shift_columns, std::uintptr_t shifts, std::uintptr_t predicted,
+                  std::uintptr_t counts) {
+    return {rows, columns, shift_columns, at<const std::uint8_t>(shifts), at<const std::uint8_t>(predicted),
             at<const std::uint8_t>(counts)};
 }
 
-nb::bytes range_encode_fields(std::uintptr_t values, Index rows, Index columns, std::uintptr_t shifts,
-                              std::uintptr_t predicted, std::uintptr_t counts) {
+nb::bytes range_encode_fields(std::uintptr_t values, Index rows, Index columns, Index shift_columns,
+                              std::uintptr_t shifts, std::uintptr_t predicted, std::uintptr_t counts) {
     std::vector<std::uint8_t> found;
     {
         nb::gil_scoped_release released;
-        found = encode_fields(fields(rows, columns, shifts, predicted, counts), at<const std::int32_t>(values));
+        found = encode_fields(fields(rows, columns, shift_columns, shifts, predicted, counts), at<const std::int32_t>(values));
     }
     return as_bytes(found);
 }
 
-bool range_decode_fields(nb::bytes data, std::uintptr_t values, Index rows, Index columns, std::uintptr_t shifts,
-                         std::uintptr_t predicted, std::uintptr_t counts) {
+bool range_decode_fields(nb::bytes data, std::uintptr_t values, Index rows, Index columns, Index shift_columns,
+                         std::uintptr_t shifts, std::uintptr_t predicted, std::uintptr_t counts) {
     const auto *bytes = reinterpret_cast<const std::uint8_t *>(data.c_str());
     const std::size_t size = data.size();
     nb::gil_scoped_release released;
-    return decode_fields(fields(rows, columns, shifts, predicted, counts), bytes, size, at<std::int32_t>(values));
+    return decode_fields(fields(rows, columns, shift_columns, shifts, predicted, counts), bytes, size, at<std::int32_t>(values));
+}
+
+bool range_decode_rotated(nb::bytes data, std::uintptr_t out, Index rows, Index columns, Index width,
+                          std::uintptr_t shifts, std::uintptr_t counts, std::uintptr_t steps,
+                          std::uintptr_t directions) {
+    const auto *bytes = reinterpret_cast<const std::uint8_t *>(data.c_str());
+    const std::size_t size = data.size();
+    nb::gil_scoped_release released;
+    const std::vector<std::uint8_t> plain(static_cast<std::size_t>(columns), 0);
+    const FieldShape shape{rows, columns, 1, at<const std::uint8_t>(shifts), plain.data(),
+                           at<const std::uint8_t>(counts)};
+    const RotateShape turn{rows, columns, width, nullptr, at<const float>(steps), at<const float>(directions)};
+    return decode_rotated(shape, turn, bytes, size, at<float>(out));
 }
 
 nb::bytes range_encode_points(std::uintptr_t points, Index rows, int levels, std::uintptr_t drops) {
@@ -65,6 +81,21 @@ void range_rotate_rows(std::uintptr_t numbers, std::uintptr_t out, Index rows, I
     rotate_rows(shape, at<const std::int32_t>(numbers), at<float>(out));
 }
 
+void range_octaves(std::uintptr_t logs, std::uintptr_t out, Index rows, std::uintptr_t levels,
+                   const std::array<int, 4> &steps, std::int64_t limit) {
+    nb::gil_scoped_release released;
+    const OctaveShape shape{rows, at<const std::uint8_t>(levels), steps[0], steps[1], steps[2], steps[3], limit};
+    restore_octaves(shape, at<const std::int32_t>(logs), at<std::int32_t>(out));
+}
+
+// One of the functions that turn three whole numbers into three or four
+template <void (*restore)(const NumberShape &, float *)>
+void range_restore(std::uintptr_t numbers, std::uintptr_t out, Index rows, std::uintptr_t shifts, double step,
+                   const std::array<double, 9> &frame) {
+    nb::gil_scoped_release released;
+    restore({rows, at<const std::int32_t>(numbers), at<const std::uint8_t>(shifts), step, frame.data()}, at<float>(out));
+}
+
 }  // namespace
 
 MixTables::MixTables() {
@@ -84,14 +115,19 @@ const MixTables &mix_tables() {
     return tables;
 }
 
-// Addresses of contiguous arrays the caller has checked: values [rows, columns] and points [rows, 3] int32, all others
-// uint8; counts 0 where there are none. Decoders say whether the bytes were spent exactly.
+// Addresses of contiguous arrays the caller has checked: values [rows, columns] and points [rows, 3] int32, steps,
+// directions [columns, width] and what is turned [rows, width] float32, all others uint8; counts 0 where there are none. Decoders say whether the bytes were spent exactly.
 void bind_range_coder(nb::module_ &module) {
     module.def("range_encode_fields", &range_encode_fields);
     module.def("range_decode_fields", &range_decode_fields);
+    module.def("range_decode_rotated", &range_decode_rotated);
     module.def("range_encode_points", &range_encode_points);
     module.def("range_decode_points", &range_decode_points);
     module.def("range_rotate_rows", &range_rotate_rows);
+    module.def("range_octaves", &range_octaves);
+    module.def("range_quaternions", &range_restore<restore_quaternions>);
+    module.def("range_framed", &range_restore<restore_framed>);
+    module.def("range_means", &range_restore<restore_means>);
 }
 
 }  // namespace scrimp

@@ -6,6 +6,7 @@
 
 #include <nanobind/nanobind.h>
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -14,6 +15,16 @@
 namespace scrimp {
 
 constexpr int token_bits = 15;
+
+inline int bit_length(std::uint32_t value) {
+#if defined(__GNUC__)
+    return value ? 32 - __builtin_clz(value) : 0;
+#else
+    int length = 0;
+    for (; value; value >>= 1) ++length;
+    return length;
+#endif
+}
 
 class Encoder {
   public:
@@ -81,9 +92,10 @@ class Decoder {
   public:
     static constexpr bool writes = false;
 
-    Decoder(const std::uint8_t *data, std::size_t size) : data_(data), size_(size) {
-        for (int byte = 0; byte < 4; ++byte) shift();
-        range_ = 0xFFFFFFFFu;
+    Decoder(const std::uint8_t *data, std::size_t size) : bytes_(size + most_ahead, 0), size_(size) {
+        std::copy_n(data, size, bytes_.begin());
+        code_ = ahead();
+        read_ = 4;
     }
 
     int code(int, std::uint32_t one) {
@@ -96,7 +108,7 @@ class Decoder {
             code_ -= bound;
             range_ -= bound;
         }
-        while (range_ < (1u << 24)) shift();
+        settle();
         return bit;
     }
 
@@ -110,7 +122,7 @@ class Decoder {
     void interval(std::uint32_t from, std::uint32_t to) {
         code_ -= from * range_;
         range_ *= to - from;
-        while (range_ < (1u << 24)) shift();
+        settle();
     }
 
     std::uint32_t plain(std::uint32_t, int bits) {
@@ -118,7 +130,7 @@ class Decoder {
         std::uint32_t value = code_ / range_;
         if (value >> bits) value = (1u << bits) - 1u;  // only damaged bytes lead here
         code_ -= value * range_;
-        while (range_ < (1u << 24)) shift();
+        settle();
         return value;
     }
 
@@ -129,15 +141,25 @@ class Decoder {
     bool beyond() const { return read_ > size_; }
 
   private:
-    void shift() {
-        code_ = code_ << 8 | (read_ < size_ ? data_[read_] : 0u);
-        ++read_;
-        range_ <<= 8;
+    static constexpr std::size_t most_ahead = 4;
+
+    // The next four bytes; damaged streams ask for more than there are, and find zeros.
+    std::uint32_t ahead() const {
+        const std::uint8_t *next = bytes_.data() + std::min(read_, size_);
+        return std::uint32_t{next[0]} << 24 | std::uint32_t{next[1]} << 16 | std::uint32_t{next[2]} << 8 | next[3];
     }
 
-    const std::uint8_t *data_;
+    // All lost bytes at once: a loop over them would be mispredicted every few symbols.
+    void settle() {
+        const int lost = (32 - bit_length(range_)) & ~7;
+        code_ = code_ << lost | static_cast<std::uint32_t>((std::uint64_t{ahead()} << lost) >> 32);
+        range_ <<= lost;
+        read_ += static_cast<std::size_t>(lost >> 3);
+    }
+
+    std::vector<std::uint8_t> bytes_;
     std::size_t size_, read_ = 0;
-    std::uint32_t code_ = 0, range_ = 0;
+    std::uint32_t code_ = 0, range_ = 0xFFFFFFFFu;
 };
 
 // Logistic mixing (Mattern 2012): probabilities meet as 256 log(p / (1 - p)), weighted by weights learned online.
@@ -200,19 +222,10 @@ inline std::uint32_t plain_bits(Coder &coder, std::uint32_t value, int bits) {
     return made;
 }
 
-inline int bit_length(std::uint32_t value) {
-#if defined(__GNUC__)
-    return value ? 32 - __builtin_clz(value) : 0;
-#else
-    int length = 0;
-    for (; value; value >>= 1) ++length;
-    return length;
-#endif
-}
-
-// rows of columns of whole numbers; see range_coder_fields.cpp. `counts` may be null: every column of every row.
+// rows of columns of whole numbers; see range_coder_fields.cpp. `shifts` are [rows, shift_columns], one for each column
+// or one for all. `counts` may be null: every column of every row.
 struct FieldShape {
-    std::ptrdiff_t rows, columns;
+    std::ptrdiff_t rows, columns, shift_columns;
     const std::uint8_t *shifts, *predicted, *counts;
 };
 
@@ -237,6 +250,31 @@ struct RotateShape {
 };
 
 void rotate_rows(const RotateShape &shape, const std::int32_t *numbers, float *out);
+
+// What `decode_fields` and then `rotate_rows` find, without all the numbers in between: out [rows, width].
+bool decode_rotated(const FieldShape &shape, const RotateShape &turn, const std::uint8_t *data, std::size_t size,
+                    float *out);
+
+// Numbers [rows, 3] in steps of step * 2^shifts[row]; see range_coder_restore.cpp
+struct NumberShape {
+    std::ptrdiff_t rows;
+    const std::int32_t *numbers;
+    const std::uint8_t *shifts;
+    double step;
+    const double *frame;
+};
+
+struct OctaveShape {
+    std::ptrdiff_t rows;
+    const std::uint8_t *levels;
+    int opacity, scale, opacity_cap, scale_cap;
+    std::int64_t limit;
+};
+
+void restore_octaves(const OctaveShape &shape, const std::int32_t *logs, std::int32_t *out);
+void restore_quaternions(const NumberShape &shape, float *out);
+void restore_framed(const NumberShape &shape, float *out);
+void restore_means(const NumberShape &shape, float *out);
 
 void bind_range_coder(nanobind::module_ &module);
 

@@ -8,6 +8,10 @@
 
 #include "simd.hpp"
 
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
 // Members too are compiled for each instruction set, by being inlined into what is dispatched.
 #if defined(__GNUC__)
 #define SCRIMP_MEMBER inline __attribute__((always_inline))
@@ -24,8 +28,8 @@ constexpr int tokens = 32, escape = 31;
 constexpr int activities = 16, pairs = 27, habits = 24, most_tables = 20, most_shifts = 16;
 constexpr int most_digits = 24;
 
-// Entry i: how likely a token up to i is, in 1 / 32767
-struct Distribution {
+// Entry i: how likely a token up to i is, in 1 / 32767. One cache line each.
+struct alignas(64) Distribution {
     std::int16_t upto[tokens];
 };
 
@@ -54,6 +58,38 @@ SCRIMP_BODY void learn(Context &context, std::size_t row, int token) {
     }
     if (context.seen[row] < 255) ++context.seen[row];
 }
+
+// How many of ascending numbers are at most `place`
+SCRIMP_BODY int count_upto(const std::int16_t *upto, std::int16_t place) {
+#if defined(__SSE2__)
+    const __m128i limit = _mm_set1_epi16(place);
+    const auto *four = reinterpret_cast<const __m128i *>(upto);
+    const auto above = [&](int part) { return _mm_cmpgt_epi16(_mm_load_si128(four + part), limit); };
+    const int low = _mm_movemask_epi8(_mm_packs_epi16(above(0), above(1)));
+    const int high = _mm_movemask_epi8(_mm_packs_epi16(above(2), above(3)));
+    const auto mask = static_cast<std::uint32_t>(low) | static_cast<std::uint32_t>(high) << 16;
+    return mask ? bit_length(mask & (~mask + 1u)) - 1 : tokens;
+#else
+    std::int16_t below = 0;
+    for (int other = 0; other < tokens; ++other) below = static_cast<std::int16_t>(below + (upto[other] <= place));
+    return below;
+#endif
+}
+
+// What follows each token: its smallest size and how many plain digits, one of them the sign from `wide` on
+constexpr int wide = 15;
+struct TokenTable {
+    std::uint32_t least[tokens] = {};
+    std::uint8_t digits[tokens] = {};
+    constexpr TokenTable() {
+        for (int token = 1; token < escape; ++token) {
+            const int kind = token < wide ? (token + 1) / 2 : token - 7, plain = kind < 4 ? 0 : kind / 2 - 1;
+            least[token] = kind < 4 ? static_cast<std::uint32_t>(kind) : (2u | (kind & 1u)) << plain;
+            digits[token] = static_cast<std::uint8_t>(plain + (token >= wide));
+        }
+    }
+};
+constexpr TokenTable token_table;
 
 SCRIMP_BODY int signed_bucket(std::int64_t value, int most) {
     const std::int64_t size = value < 0 ? -value : value;
@@ -86,19 +122,24 @@ class Fields {
         contexts_[2].reset(rows * habits);
     }
 
-    // Values are read where the coder writes, and written where it reads. False where the bytes end too soon.
-    SCRIMP_MEMBER bool run(std::int32_t *values) {
+    // Values are read where the coder writes, and written where it reads; `done(row, its values, how many)` after each
+    // row, the next one's `stride` further on. False where the bytes end too soon.
+    template <class Done>
+    SCRIMP_MEMBER bool run(std::int32_t *values, Index stride, const Done &done) {
         for (Index row = 0; row < shape_.rows; ++row) {
             const Index count = shape_.counts ? shape_.counts[row] : shape_.columns;
+            const std::uint8_t *shifts = shape_.shifts + row * shape_.shift_columns;
+            std::int32_t *line = values + row * stride;
             std::int64_t before = 0, earlier = 0;
             for (Index column = 0; column < count; ++column) {
-                const std::int64_t rest = number(column, shape_.shifts[row * shape_.columns + column],
-                                                 values[row * shape_.columns + column], before, earlier);
+                const int shift = shape_.shift_columns == 1 ? shifts[0] : shifts[column];
+                const std::int64_t rest = number(column, shift, line[column], before, earlier);
                 earlier = before;
                 before = rest;
             }
             if constexpr (!Coder::writes)
                 if (coder_.beyond()) return false;
+            done(row, line, count);
         }
         return true;
     }
@@ -138,27 +179,18 @@ class Fields {
         const int kind = size_class(size);
         const int wanted = kind == 0 ? 0 : kind < 8 ? 2 * kind - 1 + negative : std::min(kind + 7, escape);
         const int found = token(wanted);
-        if (found == 0) return 0;
         if (found == escape) return escaped(size, negative);
-        return found < 15 ? signed_token(found, size) : wide_token(found - 7, size, negative);
-    }
-
-    SCRIMP_MEMBER std::int64_t signed_token(int found, std::uint32_t size) {
-        const int kind = (found + 1) / 2, digits = kind < 4 ? 0 : kind / 2 - 1;
-        std::uint32_t made = static_cast<std::uint32_t>(kind);
+        const int digits = token_table.digits[found];
+        std::uint32_t made = token_table.least[found];
+        bool below = (found & 1) == 0;
         if (digits > 0) {
-            const std::uint32_t rest = coder_.plain(size & ((1u << digits) - 1u), digits);
-            made = (2u | static_cast<std::uint32_t>(kind & 1)) << digits | rest;
+            const bool last = found >= wide;
+            const std::uint32_t low = size & ((1u << (digits - last)) - 1u);
+            const std::uint32_t rest = coder_.plain(last ? low << 1 | negative : low, digits);
+            made |= last ? rest >> 1 : rest;
+            below = last ? rest & 1u : below;
         }
-        return found & 1 ? static_cast<std::int64_t>(made) : -static_cast<std::int64_t>(made);
-    }
-
-    SCRIMP_MEMBER std::int64_t wide_token(int kind, std::uint32_t size, bool negative) {
-        const int digits = kind / 2 - 1;
-        const std::uint32_t low = (1u << digits) - 1u;
-        const std::uint32_t rest = coder_.plain((size & low) << 1 | negative, digits + 1);
-        const std::uint32_t made = (2u | static_cast<std::uint32_t>(kind & 1)) << digits | rest >> 1;
-        return rest & 1u ? -static_cast<std::int64_t>(made) : static_cast<std::int64_t>(made);
+        return below ? -static_cast<std::int64_t>(made) : static_cast<std::int64_t>(made);
     }
 
     SCRIMP_MEMBER std::int64_t escaped(std::uint32_t size, bool negative) {
@@ -170,7 +202,10 @@ class Fields {
     }
 
     SCRIMP_MEMBER int token(int wanted) {
-        std::int16_t upto[tokens];
+        // Before the first of them a 0, where the first token begins
+        alignas(64) std::int16_t edges[2 * tokens];
+        std::int16_t *upto = edges + tokens;
+        upto[-1] = 0;
         const std::int16_t *a = contexts_[0].rows[places_[0]].upto, *b = contexts_[1].rows[places_[1]].upto,
                            *c = contexts_[2].rows[places_[2]].upto;
         for (int other = 0; other < tokens; ++other) {
@@ -180,13 +215,9 @@ class Fields {
         }
         if constexpr (!Coder::writes) {
             const auto place = static_cast<std::int16_t>(std::min<std::uint32_t>(coder_.aim(), 32765));
-            std::int16_t below = 0;
-            for (int other = 0; other < tokens; ++other)
-                below = static_cast<std::int16_t>(below + (upto[other] <= place));
-            wanted = std::min<int>(below, escape);
+            wanted = std::min(count_upto(upto, place), escape);
         }
-        coder_.interval(wanted ? static_cast<std::uint32_t>(upto[wanted - 1]) : 0u,
-                        static_cast<std::uint32_t>(upto[wanted]));
+        coder_.interval(static_cast<std::uint32_t>(upto[wanted - 1]), static_cast<std::uint32_t>(upto[wanted]));
         for (int context = 0; context < 3; ++context) learn(contexts_[context], places_[context], wanted);
         return wanted;
     }
@@ -198,18 +229,38 @@ class Fields {
     std::size_t places_[3] = {};
 };
 
+constexpr auto nothing = [](Index, const std::int32_t *, Index) {};
+
 SCRIMP_BODY bool write_body(const FieldShape &shape, Encoder &coder, const std::int32_t *values) {
     // Written back unchanged: what is coded is what was read.
-    return Fields<Encoder>(shape, coder).run(const_cast<std::int32_t *>(values));
+    return Fields<Encoder>(shape, coder).run(const_cast<std::int32_t *>(values), shape.columns, nothing);
 }
 
 SCRIMP_BODY bool read_body(const FieldShape &shape, Decoder &coder, std::int32_t *values) {
-    return Fields<Decoder>(shape, coder).run(values);
+    return Fields<Decoder>(shape, coder).run(values, shape.columns, nothing);
+}
+
+constexpr Index most_width = 128;
+
+SCRIMP_BODY bool read_rotated_body(const FieldShape &shape, Decoder &coder, const RotateShape &turn, float *out) {
+    std::vector<std::int32_t> line(static_cast<std::size_t>(shape.columns));
+    return Fields<Decoder>(shape, coder).run(line.data(), 0, [&](Index row, const std::int32_t *numbers, Index count) {
+        float sums[most_width] = {};
+        for (Index axis = 0; axis < count; ++axis) {
+            const float factor = static_cast<float>(numbers[axis]) * turn.steps[row];
+            const float *direction = turn.directions + axis * turn.width;
+            for (Index place = 0; place < turn.width; ++place) sums[place] += factor * direction[place];
+        }
+        std::copy_n(sums, turn.width, out + row * turn.width);
+    });
 }
 
 SCRIMP_DISPATCH(bool, write, (const FieldShape &shape, Encoder &coder, const std::int32_t *values),
                 (shape, coder, values))
 SCRIMP_DISPATCH(bool, read, (const FieldShape &shape, Decoder &coder, std::int32_t *values), (shape, coder, values))
+SCRIMP_DISPATCH(bool, read_rotated,
+                (const FieldShape &shape, Decoder &coder, const RotateShape &turn, float *out),
+                (shape, coder, turn, out))
 
 }  // namespace
 
@@ -222,6 +273,12 @@ std::vector<std::uint8_t> encode_fields(const FieldShape &shape, const std::int3
 bool decode_fields(const FieldShape &shape, const std::uint8_t *data, std::size_t size, std::int32_t *values) {
     Decoder coder(data, size);
     return read(shape, coder, values) && coder.exact();
+}
+
+bool decode_rotated(const FieldShape &shape, const RotateShape &turn, const std::uint8_t *data, std::size_t size,
+                    float *out) {
+    Decoder coder(data, size);
+    return read_rotated(shape, coder, turn, out) && coder.exact();
 }
 
 }  // namespace scrimp

@@ -11,7 +11,7 @@ namespace {
 using Index = std::ptrdiff_t;
 
 constexpr std::uint32_t few = 15;  // up to here the count has a model for each size of the cell
-constexpr int histories = 27, depths = 64, tree = 16, kinds = 64;
+constexpr int histories = 27, depths = 96, tree = 16, kinds = 64;
 constexpr int few_look = 32;       // members looked through for whether any has digits left
 
 struct Cube {
