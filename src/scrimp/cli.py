@@ -7,7 +7,6 @@ import functools
 import inspect
 import json
 import operator
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,15 +22,9 @@ from scrimp.jobs.merge_config import MergeConfig
 from scrimp.jobs.pixels_config import PixelsSampleConfig, PixelsTrainConfig
 from scrimp.jobs.pretrain_config import PretrainConfig
 from scrimp.jobs.probe_config import ProbeConfig
-from scrimp.jobs.splats_config import (
-    SplatsCompareConfig,
-    SplatsCompressConfig,
-    SplatsDecompressConfig,
-    SplatsInfoConfig,
-    SplatsRenderConfig,
-    SplatsViewConfig,
-)
+from scrimp.jobs.splats_commands import SPLATS, SPLATS_COMMANDS
 from scrimp.jobs.swap_config import SwapConfig
+from scrimp.jobs.terminal import console, guard, say, show
 from scrimp.jobs.zoom_config import ZoomPredictConfig, ZoomTrainConfig
 from scrimp.primitives.errors import InputError, MissingExtraError
 
@@ -48,18 +41,13 @@ _CONFIGS: dict[str, type] = {
     "swap": SwapConfig,
     "pixels train": PixelsTrainConfig,
     "pixels sample": PixelsSampleConfig,
-    "splats compress": SplatsCompressConfig,
-    "splats decompress": SplatsDecompressConfig,
-    "splats info": SplatsInfoConfig,
-    "splats render": SplatsRenderConfig,
-    "splats view": SplatsViewConfig,
-    "splats compare": SplatsCompareConfig,
+    **{f"splats {verb}": config for verb, config in SPLATS.items()},
     "compare": CompareConfig,
     "report": ReportConfig,
 }
 _GROUPS = {
     "pixels": "Images pixel by pixel: train a model of them, sample from it.",
-    "splats": "3-D Gaussian splat scenes: make them small, convert, draw and show them.",
+    "splats": "3-D Gaussian splat scenes: train, make small, convert, draw and show them.",
     "zoom": "Images too large to process whole: train on a few patches of each, predict.",
 }
 
@@ -161,51 +149,51 @@ def _study(config: StudyConfig) -> int:
     from scrimp.jobs.folder import REPORT
     from scrimp.jobs.study import study
 
-    folder, receipts = _guard(lambda: study(config), "study")
-    _show(receipts, config.json)
-    _say(f"report: {folder / REPORT}", config.json)
+    folder, receipts = guard(lambda: study(config), "study")
+    show(receipts, config.json)
+    say(f"report: {folder / REPORT}", config.json)
     return 0
 
 
 def _train(config: TrainConfig) -> int:
     from scrimp.jobs.train import train
 
-    receipt = _guard(lambda: train(config), "train")
-    _show([receipt], config.json)
+    receipt = guard(lambda: train(config), "train")
+    show([receipt], config.json)
     return 0
 
 
 def _pretrain(config: PretrainConfig) -> int:
     from scrimp.jobs.pretrain import pretrain
 
-    _show([_guard(lambda: pretrain(config), "pretrain")], config.json)
+    show([guard(lambda: pretrain(config), "pretrain")], config.json)
     return 0
 
 
 def _distill(config: DistillConfig) -> int:
     from scrimp.jobs.distill import distill
 
-    _show([_guard(lambda: distill(config), "distill")], config.json)
+    show([guard(lambda: distill(config), "distill")], config.json)
     return 0
 
 
 def _probe(config: ProbeConfig) -> int:
     from scrimp.jobs.probe import probe
 
-    receipt = _guard(lambda: probe(config), "probe")
+    receipt = guard(lambda: probe(config), "probe")
     if config.json:
-        _show([receipt], as_json=True)
+        show([receipt], as_json=True)
         return 0
     from scrimp.jobs.probe_table import probe_table
 
-    _console().print(probe_table(receipt))
+    console().print(probe_table(receipt))
     return 0
 
 
 def _adapt(config: AdaptConfig) -> int:
     from scrimp.jobs.adapt import adapt
 
-    _show(_guard(lambda: adapt(config), "adapt"), config.json)
+    show(guard(lambda: adapt(config), "adapt"), config.json)
     return 0
 
 
@@ -216,22 +204,22 @@ def _merge(config: MergeConfig) -> int:
     if config.json:
         print(json.dumps({**dataclasses.asdict(done), "path": str(done.path)}, indent=2))
         return 0
-    _say(f"merged {done.weights} weights into {done.path}", quiet=False)
-    _say(f"largest difference of a batch's outputs: {done.difference:.2g} of {done.largest:.3g}", quiet=False)
+    say(f"merged {done.weights} weights into {done.path}", quiet=False)
+    say(f"largest difference of a batch's outputs: {done.difference:.2g} of {done.largest:.3g}", quiet=False)
     return 0
 
 
 def _zoom_train(config: ZoomTrainConfig) -> int:
     from scrimp.jobs.zoom import zoom_train
 
-    _show([_guard(lambda: zoom_train(config), "zoom train")], config.json)
+    show([guard(lambda: zoom_train(config), "zoom train")], config.json)
     return 0
 
 
 def _zoom_predict(config: ZoomPredictConfig) -> int:
     from scrimp.jobs.zoom_predict import zoom_predict
 
-    _show([_guard(lambda: zoom_predict(config), "zoom predict")], config.json)
+    show([guard(lambda: zoom_predict(config), "zoom predict")], config.json)
     return 0
 
 
@@ -239,82 +227,28 @@ def _swap(config: SwapConfig) -> int:
     from scrimp.jobs.folder import REPORT
     from scrimp.jobs.swap import swap
 
-    swapped = _guard(lambda: swap(config), "swap")
+    swapped = guard(lambda: swap(config), "swap")
     if config.json:
-        _show(swapped.receipts, as_json=True)
+        show(swapped.receipts, as_json=True)
         return 0
     from scrimp.jobs.swap_table import swap_table
 
-    _console().print(swap_table(swapped.receipts, config.tolerance))
-    _say(f"report: {swapped.folder / REPORT}", config.json)
+    console().print(swap_table(swapped.receipts, config.tolerance))
+    say(f"report: {swapped.folder / REPORT}", config.json)
     return 0
 
 
 def _pixels_train(config: PixelsTrainConfig) -> int:
     from scrimp.jobs.pixels import pixels_train
 
-    _show([_guard(lambda: pixels_train(config), "pixels train")], config.json)
+    show([guard(lambda: pixels_train(config), "pixels train")], config.json)
     return 0
 
 
 def _pixels_sample(config: PixelsSampleConfig) -> int:
     from scrimp.jobs.pixels_sample import pixels_sample
 
-    _show([_guard(lambda: pixels_sample(config), "pixels sample")], config.json)
-    return 0
-
-
-def _splats_compress(config: SplatsCompressConfig) -> int:
-    from scrimp.jobs.splats_compress import splats_compress
-
-    done = splats_compress(config)
-    _show(done.receipts, config.json)
-    _say(f"scene: {done.path}", config.json)
-    return 0
-
-
-def _splats_decompress(config: SplatsDecompressConfig) -> int:
-    from scrimp.jobs.splats_files import splats_decompress
-
-    done = splats_decompress(config)
-    if config.json:
-        print(json.dumps({**dataclasses.asdict(done), "path": str(done.path)}, indent=2))
-    _say(f"{done.gaussians} Gaussians in {done.bytes_after} bytes: {done.path}", config.json)
-    return 0
-
-
-def _splats_info(config: SplatsInfoConfig) -> int:
-    from scrimp.jobs.splats_info import info_table, splats_info
-
-    info = splats_info(config)
-    if config.json:
-        print(json.dumps(dataclasses.asdict(info), indent=2))
-    else:
-        _console().print(info_table(info))
-    return 0
-
-
-def _splats_render(config: SplatsRenderConfig) -> int:
-    from scrimp.jobs.splats_render import splats_render
-
-    paths = _guard(lambda: splats_render(config), "splats render")
-    if config.json:
-        print(json.dumps([str(path) for path in paths], indent=2))
-    _say(f"{len(paths)} pictures: {paths[0].parent}", config.json)
-    return 0
-
-
-def _splats_view(config: SplatsViewConfig) -> int:
-    from scrimp.jobs.splats_pages import splats_view
-
-    _say(f"page: {splats_view(config)}", quiet=False)
-    return 0
-
-
-def _splats_compare(config: SplatsCompareConfig) -> int:
-    from scrimp.jobs.splats_pages import splats_compare
-
-    _say(f"page: {splats_compare(config)}", quiet=False)
+    show([guard(lambda: pixels_sample(config), "pixels sample")], config.json)
     return 0
 
 
@@ -322,8 +256,8 @@ def _report(config: ReportConfig) -> int:
     from scrimp.jobs.report import report
 
     path, receipts = report(config)
-    _show(receipts, config.json)
-    _say(f"report: {path}", config.json)
+    show(receipts, config.json)
+    say(f"report: {path}", config.json)
     return 0
 
 
@@ -331,41 +265,6 @@ def _compare(config: CompareConfig) -> int:
     from scrimp.jobs.compare import compare
 
     return compare(config)
-
-
-def _guard(job: Callable[[], Any], name: str) -> Any:
-    from scrimp.jobs.interrupt import Interrupted
-
-    try:
-        return job()
-    except Interrupted as error:
-        _say("stopped; the checkpoint is written. Go on with the same command and --resume", False)
-        raise KeyboardInterrupt from error
-
-
-def _show(receipts: list[Any], as_json: bool) -> None:
-    """The table, or the receipts as JSON; from the first process only."""
-    if int(os.environ.get("RANK", "0")):
-        return
-    if as_json:
-        print(json.dumps([receipt.to_dict() for receipt in receipts], indent=2))
-        return
-    from scrimp.report import render_table
-
-    console = _console()
-    console.print(render_table(receipts, width=console.width))
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    console = Console()
-    return console if console.is_terminal else Console(width=140)  # a pipe or a file has no width to fit
-
-
-def _say(line: str, quiet: bool) -> None:
-    if not quiet and not int(os.environ.get("RANK", "0")):
-        print(line, file=sys.stderr)
 
 
 _COMMANDS: dict[type, Callable[[Any], int]] = {
@@ -381,12 +280,7 @@ _COMMANDS: dict[type, Callable[[Any], int]] = {
     SwapConfig: _swap,
     PixelsTrainConfig: _pixels_train,
     PixelsSampleConfig: _pixels_sample,
-    SplatsCompressConfig: _splats_compress,
-    SplatsDecompressConfig: _splats_decompress,
-    SplatsInfoConfig: _splats_info,
-    SplatsRenderConfig: _splats_render,
-    SplatsViewConfig: _splats_view,
-    SplatsCompareConfig: _splats_compare,
+    **SPLATS_COMMANDS,
     ReportConfig: _report,
     CompareConfig: _compare,
 }

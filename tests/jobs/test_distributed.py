@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from scrimp.jobs.folder import REPORT, WEIGHTS
@@ -67,6 +68,27 @@ def test_a_study_runs_on_two_processes(runs):
     found = find_receipts([runs[1] / "study"])
     assert {item.way for item in found} == {"uniform", "history"}
     assert all(item.notes["processes"] == 2 for item in found)
+
+
+@pytest.mark.parametrize("strategy", ["mcmc", "classic"])
+def test_two_processes_fit_the_same_scene(runs, strategy):
+    one = load_file(runs[0] / f"splats-{strategy}-0.safetensors")
+    two, other = (load_file(runs[1] / f"splats-{strategy}-{rank}.safetensors") for rank in (0, 1))
+    assert one.keys() == two.keys() == other.keys()
+    assert one["model.leaves.means"].shape[0] != 60
+    for key in one:
+        assert torch.equal(two[key], other[key]), key
+        if one[key].numel():
+            assert float((one[key] - two[key]).abs().max()) < (1e-5 if "leaves" in key else 1e-4), key
+
+
+def test_splats_are_fitted_on_two_processes(runs):
+    receipts = find_receipts([runs[1] / "splats"])
+    assert {receipt.way for receipt in receipts} >= {".sgs, trained for it", ".sgs, rounded afterwards"}
+    assert all(receipt.notes["processes"] == receipt.notes["views"] == 2 for receipt in receipts)
+    assert all(receipt.cost.samples.value == 20 for receipt in receipts)
+    (own,) = [receipt for receipt in receipts if receipt.way.endswith("trained for it")]
+    assert (runs[1] / "splats" / "scene.sgs").stat().st_size == own.cost.stored_bytes.value
 
 
 def test_torchrun_from_the_shell(shape_folder, tmp_path):

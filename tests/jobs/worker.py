@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+import splats_worker
 import torch
 
 from conftest import CLASSES, draw
@@ -45,6 +46,7 @@ def main(out: Path) -> None:
     shared = {key: value for key, value in SETTINGS.items() if key != "epochs"}
     config = StudyConfig(**shared, ways=("uniform", "history"), seeds=1, flops=5e8, out=out / "study")
     study(config, data=data, accelerator=accelerator)
+    splats_worker.run(accelerator, out)
     accelerator.end_training()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

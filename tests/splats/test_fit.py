@@ -21,6 +21,7 @@ from scrimp.splats.dataset import Dataset, View
 from scrimp.splats.distortion import Lens
 from scrimp.splats.fit import Fitting, fit
 from scrimp.splats.fit_settings import FitSettings, Rates
+from scrimp.splats.fit_together import Together
 from scrimp.splats.loss import psnr
 from scrimp.splats.optimise import Model
 from scrimp.splats.quality import evaluate
@@ -194,6 +195,33 @@ def test_training_for_a_format_ends_in_its_file() -> None:
         reader = decode if isinstance(quantiser, ContainerQuantiser) else partial(read_sog, name="scene.sog")
         compare_file(found.splats, reader(found.encoded), len(found.splats))
         assert not torch.equal(found.splats.means, start.means)
+
+
+def test_a_step_of_two_views_takes_their_mean() -> None:
+    dataset = Drawn.of(scene(20), views=3, size=16)  # two to train on
+    settings = FitSettings(degree=0, strategy=Classic(), opacity_price=0.0, scale_price=0.0, coarse=())
+
+    def fresh(views: int) -> Fitting:
+        start = replace(scene(20), opacities=torch.zeros(20))
+        return Fitting(dataset, steps=5, start=start, settings=settings, views=views)
+
+    both, one, other = fresh(2), fresh(1), fresh(1)
+    other._dealt = lambda turn: one._dealt(turn + 1)  # type: ignore[method-assign]
+    losses = [fitting.step().loss for fitting in (both, one, other)]
+    assert losses[0] == pytest.approx((losses[1] + losses[2]) / 2, rel=1e-6)
+    assert losses[1] != losses[2]
+    firsts = [fitting.model.first["colors"] for fitting in (both, one, other)]
+    torch.testing.assert_close(firsts[0], (firsts[1] + firsts[2]) / 2)
+    pulls = [fitting.model.statistics["pull"] for fitting in (both, one, other)]
+    torch.testing.assert_close(pulls[0], pulls[1] + pulls[2])
+
+
+def test_views_are_shared_evenly_or_not_at_all() -> None:
+    assert [list(Together(rank, 2).share(4)) for rank in (0, 1)] == [[0, 2], [1, 3]]
+    with pytest.raises(InputError, match="share evenly"):
+        Fitting(Drawn.of(scene(9), size=16), start=scene(9), views=3, together=Together(0, 2))
+    with pytest.raises(InputError, match="rank"):
+        Together(2, 2)
 
 
 def exact_factor(opacity: Fraction, count: int) -> tuple[float, float]:

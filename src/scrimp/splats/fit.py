@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,11 +13,12 @@ from scrimp.primitives.errors import InputError
 from scrimp.splats.camera import Camera
 from scrimp.splats.dataset import Dataset
 from scrimp.splats.fit_settings import FitSettings, Fitted, Progress
+from scrimp.splats.fit_together import Together
 from scrimp.splats.loss import image_loss
 from scrimp.splats.optimise import Model, scene_of
 from scrimp.splats.quality import mask_of, photograph
 from scrimp.splats.quantised import Quantiser
-from scrimp.splats.render import rasterize
+from scrimp.splats.render import Rendered, rasterize
 from scrimp.splats.scene import Splats
 from scrimp.splats.start import first_splats, focus_of
 from scrimp.splats.strategy import Turn
@@ -36,9 +38,12 @@ class Fitting:
         seed: of all that is drawn.
         quantiser: format whose rounding training shall learn to live with.
         device: where to train.
+        views: that each step looks at; the mean of their gradients is taken.
+        together: the processes that share a step's views. All are given the other arguments alike, and hold the same
+            bits after every step.
 
     Raises:
-        InputError: fewer than one step, or a scene without Gaussians.
+        InputError: fewer than one step, a scene without Gaussians, or views that the processes cannot share.
     """
 
     def __init__(
@@ -51,16 +56,22 @@ class Fitting:
         seed: int = 0,
         quantiser: Quantiser | None = None,
         device: torch.device | str = "cpu",
+        views: int = 1,
+        together: Together | None = None,
     ) -> None:
         self.dataset, self.steps, self.seed = dataset, steps, seed
         self.settings, self.quantiser = settings or FitSettings(), quantiser
+        self.views, self.together = views, together or Together()
+        self.together.share(views)
         if steps < 1:
             raise InputError("one step at least", f"{steps}", "raise steps")
         if start is None:
             start = first_splats(dataset, count=self.settings.count, degree=self.settings.degree, seed=seed)
         if not len(start):
             raise InputError("a scene of one Gaussian at least", "an empty one", "pass another start")
-        self.model = Model(start.of_degree(self.settings.degree).to(device, torch.float32))
+        start = start.of_degree(self.settings.degree).to(device, torch.float32)
+        dimmed = start.antialiased if self.settings.antialias is None else self.settings.antialias
+        self.model = Model(replace(start, antialiased=dimmed))
         self.history: list[Progress] = []
         self.extent = dataset.scene_scale or 1.1 * float(focus_of([view.camera for view in dataset.train])[1].max())
         self._pictures: dict[tuple[int, int], tuple[Tensor, Tensor | None]] = {}
@@ -71,37 +82,32 @@ class Fitting:
         return len(self.history)
 
     def step(self) -> Progress:
-        """Look at one view, update the scene, refine it."""
-        step, settings = self.done, self.settings
-        place = self._dealt(step)
-        target, mask = self._picture(place, step)
-        camera = self.dataset.train[place].camera.scaled(target.shape[1], target.shape[0])
+        """Look at the step's views, update the scene, refine it."""
+        step, model = self.done, self.model
+        mine = self.together.share(self.views)
+        before = {name: values.clone() for name, values in model.statistics.items()} if self.together.world > 1 else {}
         scene = self._projected(step)
-        offsets = None
-        if settings.strategy is not None and settings.strategy.places:
-            offsets = torch.zeros(len(scene), 2, device=target.device, requires_grad=True)
-        rendered = rasterize(
-            scene,
-            camera,
-            background=self._background(step),
-            degree=self._degree(step),
-            antialias=settings.antialias,
-            offsets=offsets,
-        )
-        loss = image_loss(rendered.color, target, ssim_weight=settings.ssim_weight, mask=mask)
-        (loss + self._prices(step)).backward()  # type: ignore[no-untyped-call]
-        if settings.strategy is not None:
-            settings.strategy.observe_(self.model, rendered, None if offsets is None else offsets.grad, camera)
-        rates = settings.rates.at(step / self.steps, self.extent)
-        self.model.update_(rates)
+        seen = [self._look(scene, step * self.views + turn, step) for turn in mine]
+        loss = torch.stack([each.loss for each in seen]).sum() / self.views
+        (loss + self._prices(step) * (len(seen) / self.views)).backward()  # type: ignore[no-untyped-call]
+        if self.settings.strategy is not None:
+            for each in seen:
+                pulls = None if each.offsets is None else each.offsets.grad
+                # Each view's own gradient, not its part of the mean.
+                pulls = None if pulls is None else pulls * self.views
+                self.settings.strategy.observe_(model, each.rendered, pulls, each.camera)
+        whole = self.together.add_up_(model, before, loss.detach())
+        rates = self.settings.rates.at(step / self.steps, self.extent)
+        model.update_(rates)
         self._refine(step, rates["means"])
-        self.history.append(Progress(step + 1, float(loss.detach()), len(self.model)))
+        self.history.append(Progress(step + 1, float(whole), len(model)))
         return self.history[-1]
 
     def splats(self) -> Splats:
         """The scene as it stands; where a quantiser is at work, as its format stores it."""
         quantiser = self.quantiser
-        scene = scene_of({name: leaf.detach().clone() for name, leaf in self.model.leaves.items()})
+        named = {name: leaf.detach().clone() for name, leaf in self.model.leaves.items()}
+        scene = scene_of(named, antialiased=self.model.antialiased)
         return scene if quantiser is None or not quantiser.ready else quantiser.project(scene)
 
     def encode(self) -> bytes | None:
@@ -134,11 +140,29 @@ class Fitting:
         rows = state["history"].tolist()
         self.history = [Progress(done, loss, int(count)) for done, (loss, count) in enumerate(rows, 1)]
 
-    def _dealt(self, step: int) -> int:
+    def _look(self, scene: Splats, turn: int, step: int) -> _Seen:
+        """Draw the view whose turn it is, and compare."""
+        settings, place = self.settings, self._dealt(turn)
+        target, mask = self._picture(place, step)
+        camera = self.dataset.train[place].camera.scaled(target.shape[1], target.shape[0])
+        offsets = None
+        if settings.strategy is not None and settings.strategy.places:
+            offsets = torch.zeros(len(scene), 2, device=target.device, requires_grad=True)
+        rendered = rasterize(
+            scene,
+            camera,
+            background=self._background(step),
+            degree=self._degree(step),
+            offsets=offsets,
+        )
+        loss = image_loss(rendered.color, target, ssim_weight=settings.ssim_weight, mask=mask)
+        return _Seen(camera, rendered, offsets, loss)
+
+    def _dealt(self, turn: int) -> int:
         """Which view: all in a new order, again and again."""
         views = len(self.dataset.train)
-        order = torch.randperm(views, generator=generator_for(self.seed, _VIEWS, step // views))
-        return int(order[step % views])
+        order = torch.randperm(views, generator=generator_for(self.seed, _VIEWS, turn // views))
+        return int(order[turn % views])
 
     def _picture(self, place: int, step: int) -> tuple[Tensor, Tensor | None]:
         """A photograph and its mask as they are compared in this step."""
@@ -203,6 +227,16 @@ class Fitting:
             return False
         self.model.take_(kept)
         return True
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """One view of a step, until its gradients are there."""
+
+    camera: Camera
+    rendered: Rendered
+    offsets: Tensor | None
+    loss: Tensor
 
 
 def fit(

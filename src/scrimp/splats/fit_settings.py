@@ -58,7 +58,7 @@ class FitSettings:
         ssim_weight: of the loss, beside the absolute difference.
         opacity_price, scale_price: of the mean opacity and the mean size, added to the loss.
         coarse: parts of the training up to which pictures are reduced, and by how much a side.
-        antialias: see `scrimp.splats.render.rasterize`.
+        antialias: see `scrimp.splats.render.rasterize`; as the scene begun with says when not given.
         random_background: draw the colour behind everything anew in each step, against holes that it shines through;
             for sets without transparent pictures.
         quantised_from: part of the training after which a quantiser, where one is passed, is put in between.
@@ -76,7 +76,7 @@ class FitSettings:
     opacity_price: float = 0.01
     scale_price: float = 0.01
     coarse: tuple[tuple[float, int], ...] = ((0.4, 2),)
-    antialias: bool = False
+    antialias: bool | None = None
     random_background: bool = False
     quantised_from: float = 0.8
     requantise: int = 100
