@@ -13,7 +13,8 @@ from scrimp.meter.cost import Cost, Reading
 from scrimp.receipts import Receipt
 from scrimp.report import summarise, verdict
 from scrimp.report.caveats import caveats, energy_unmeasured
-from scrimp.report.summary import quality_names, studies
+from scrimp.report.summary import Verdict, quality_names, studies
+from scrimp.report.words import headline
 
 Study = Callable[..., list[Receipt]]
 
@@ -198,3 +199,9 @@ def test_partial_counts_uneven_seeds_and_two_baselines_are_said(make_study: Stud
     assert "FLOPs counted in part, without aten::cdist." in found
     assert "Not every way has the same seeds (runs: uniform 3, history 2)" in found
     assert "Several baselines; compared with uniform." in found
+
+
+def test_short_names_are_written_in_capitals() -> None:
+    psnr, ssim = (Verdict("s", "new", name, "tie") for name in ("worst_psnr", "ssim"))
+    assert headline([psnr], "old") == "Worst PSNR: new ties with old."
+    assert headline([ssim], "old") == "SSIM: new ties with old."

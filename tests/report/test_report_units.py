@@ -41,6 +41,8 @@ from scrimp.report.student import t_central, t_quantile
         (units.quality("knn_accuracy", 0.5), "50.0 %"),
         (units.quality("accuracy", 0.5), "50.0 %"),
         (units.quality("train_loss", 0.5), "0.500"),
+        (units.quality("worst_psnr", 28.681, 0.052), "28.68 ± 0.05 dB"),
+        (units.quality("psnr", None), "-"),
         (units.difference("test_accuracy", 0.0082), "+0.82"),
         (units.difference("train_loss", -0.0221), "-0.022"),
     ],

@@ -16,7 +16,7 @@ from scrimp.report.caveats import caveats
 from scrimp.report.parts import everyone, facts_table, figures_table, measured_rows, setting_rows
 from scrimp.report.section import Section
 from scrimp.report.summary import Study, quality_names, studies, summarise, verdict
-from scrimp.report.words import headline, quality_title, sentence
+from scrimp.report.words import capital, headline, quality_title, sentence
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -160,7 +160,7 @@ def _every_verdict(runs: Sequence[Receipt], layout: _Layout) -> str:
     for quality in quality_names(runs):
         found = (escape(sentence(item, rows[item.way], base)) for item in verdict(runs, quality))
         items = "\n".join(f"<li>{text}</li>" for text in found)
-        groups.append(f"{layout.heading(quality_title(quality).capitalize(), below=1)}<ul>{items}</ul>")
+        groups.append(f"{layout.heading(capital(quality_title(quality)), below=1)}<ul>{items}</ul>")
     groups.append(f"<p>{escape(_CHANCE)}</p>")
     return f"<details open><summary>Every verdict in full</summary>{''.join(groups)}</details>"
 

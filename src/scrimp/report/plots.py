@@ -23,7 +23,7 @@ from scrimp.report.drawing import (
 )
 from scrimp.report.section import Section
 from scrimp.report.summary import Spread, WayRow, quality_names, studies, summarise
-from scrimp.report.words import quality_title
+from scrimp.report.words import capital, quality_title
 
 _SAME, _STEP = 1.02, 0.02  # ways within 2 % of each other's cost are drawn 2 % of it apart
 _SPENT = ("flops", "cpu_seconds", "seconds")
@@ -93,7 +93,7 @@ def figures(receipts: Sequence[Receipt], *, drawn: Looks | None = None) -> list[
     found = []
     if any(has(receipts, leading, axis) for axis in _SPENT):
         figure = quality_against_cost(receipts, quality=leading, drawn=drawn)
-        found.append(Section(f"{quality_title(leading).capitalize()} against cost", figure, lines))
+        found.append(Section(f"{capital(quality_title(leading))} against cost", figure, lines))
     if any(has(receipts, "train_loss", axis) for axis in ("samples", "flops")):
         found.append(Section("Training curves", training_curves(receipts, drawn=drawn), lines))
     if leading in qualities and any(_spent(summarise(receipts), axis) for axis in _SPENT):

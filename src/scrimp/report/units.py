@@ -93,8 +93,18 @@ def number(mean: float | None, deviation: float | None = None) -> str:
 
 
 def quality(name: str, mean: float | None, deviation: float | None = None) -> str:
-    """A quality by its name: accuracies and agreements are shares and print in percent, the rest as it is."""
+    """A quality by its name: accuracies and agreements are shares and print in percent, a PSNR in decibels, the rest as
+    it is."""
+    if name.rpartition("_")[2] == "psnr":
+        return decibels(mean, deviation)
     return percent(mean, deviation) if is_share(name) else number(mean, deviation)
+
+
+def decibels(mean: float | None, deviation: float | None = None) -> str:
+    """``decibels(28.681, 0.052) == "28.68 ± 0.05 dB"``."""
+    if not is_known(mean):
+        return UNKNOWN
+    return f"{mean:.2f} dB" if not is_known(deviation) else f"{mean:.2f} ± {deviation:.2f} dB"
 
 
 def difference(name: str, value: float | None, *, signed: bool = True) -> str:

@@ -18,7 +18,7 @@ def headline(verdicts: Iterable[Verdict], baseline: str) -> str:
         grouped.setdefault(item.outcome, []).append(item)
     parts = [_outcome_of(outcome, [item.way for item in items], baseline) for outcome, items in grouped.items()]
     title = quality_title(next(iter(grouped.values()))[0].quality) if grouped else ""
-    return f"{title[:1].upper()}{title[1:]}: {'; '.join(parts)}." if parts else ""
+    return f"{capital(title)}: {'; '.join(parts)}." if parts else ""
 
 
 def sentence(item: Verdict, row: WayRow, base: WayRow) -> str:
@@ -36,10 +36,17 @@ def sentence(item: Verdict, row: WayRow, base: WayRow) -> str:
 
 
 def _with_article(title: str) -> str:
-    return f"{'an' if title[:1] in 'aeiou' else 'a'} {title}"
+    spelt = title.split(" ")[0] in ("SSIM", "LPIPS")
+    return f"{'an' if spelt or title[:1] in 'aeiou' else 'a'} {title}"
+
+
+def capital(title: str) -> str:
+    """With a capital at its beginning, the rest as it is."""
+    return f"{title[:1].upper()}{title[1:]}"
 
 
 def quality_title(name: str) -> str:
+    """Of a quality, as it stands within a sentence."""
     words = name.replace("_", " ").split(" ")
     return " ".join(word.upper() if word in _SHORT else word for word in words)
 
