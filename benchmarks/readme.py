@@ -20,11 +20,14 @@ import few_labels
 import importance_sampling as sampling
 import represent_tables as represent
 import representations
+import splat_tables as splat
 import zoom_tables as zoom
 from acceptance import ADAPT_LINES, ATTENTION_LINES, LINES, REPRESENT_LINES, ZOOM_LINES, Line
 from scrimp.primitives.errors import InputError
 from scrimp.primitives.files import write_atomic
 from scrimp.receipts import load_receipt
+from splat_lines import SPLAT_LINES
+from splat_raster_peers import tables as raster
 
 README = Path(__file__).resolve().parent / "README.md"
 RECEIPTS = README.parent.parent / "receipts"
@@ -55,7 +58,8 @@ def tables() -> str:
     learning = ["## Representations", "", *head, *map(line_row, REPRESENT_LINES)]
     adapting = ["## Adapters", "", *head, *map(line_row, ADAPT_LINES)]
     zooming = ["## Large images", "", *head, *map(line_row, ZOOM_LINES)]
-    return "\n".join([*training, "", *attentive, "", *learning, "", *adapting, "", *zooming])
+    splats = ["## Splats", "", *head, *map(line_row, SPLAT_LINES)]
+    return "\n".join([*training, "", *attentive, "", *learning, "", *adapting, "", *zooming, "", *splats])
 
 
 def cards() -> dict[Path, str]:
@@ -73,7 +77,13 @@ def cards() -> dict[Path, str]:
         DOCS / "distillation.md": table_of(distillation),
         DOCS / "adapters.md": adapt.card(RECEIPTS),
         DOCS / "attention-sampling.md": zoom.card(RECEIPTS, DOCS / "images" / "zoom.png"),
+        DOCS / "splats.md": "\n\n".join(splat_tables()),
     }
+
+
+def splat_tables() -> list[str]:
+    """Files beside other programs', training, and the rasteriser."""
+    return [splat.card(RECEIPTS / "splats", DOCS / "images" / "splats.png"), raster.card(RECEIPTS)]
 
 
 def learned_tables() -> list[str]:

@@ -27,6 +27,9 @@ HELPERS = {
     "adapt_tables.py",
     "adapt_tasks.py",
     "adapt_ways.py",
+    "splat_lines.py",
+    "splat_peers.py",
+    "splat_tables.py",
     "zoom_tables.py",
     "zoom_tasks.py",
     "zoom_items.py",
@@ -63,7 +66,7 @@ def run_of(readme: ModuleType, policy: str, *, share: float = 1.0, seed: int = 0
 
 def every_line(readme: ModuleType) -> list[object]:
     own, attentive, learning = readme.LINES, readme.ATTENTION_LINES, readme.REPRESENT_LINES
-    return [*own, *attentive, *learning, *readme.ADAPT_LINES, *readme.ZOOM_LINES]
+    return [*own, *attentive, *learning, *readme.ADAPT_LINES, *readme.ZOOM_LINES, *readme.SPLAT_LINES]
 
 
 def setting_row(readme: ModuleType, policy: str) -> list[str]:
@@ -91,6 +94,7 @@ def test_the_page_names_every_benchmark_and_its_receipt(readme: ModuleType) -> N
     assert [line.number for line in readme.REPRESENT_LINES] == ["1", "2", "3", "4", "6"]
     assert [line.number for line in readme.ADAPT_LINES] == ["1", "1", "1", "2", "4"]
     assert [line.number for line in readme.ZOOM_LINES] == ["1", "2", "3", "4"]
+    assert [line.number for line in readme.SPLAT_LINES] == ["1", "1", "2", "4", "4", "4", "4"]
     for line in every_line(readme):
         path = FOLDER / line.script.split()[0]
         if not path.is_file():
