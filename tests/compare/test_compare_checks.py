@@ -12,6 +12,7 @@ import torch
 from adapt_twins import BROKEN_ADAPT
 from represent_twins import BROKEN_REPRESENT
 from sampling_twins import BROKEN_SAMPLING
+from splat_twins import BROKEN_SPLATS
 from torch.utils.flop_counter import FlopCounterMode
 
 from scrimp.attend import (
@@ -220,6 +221,7 @@ BROKEN = [
     *BROKEN_REPRESENT,
     *BROKEN_ADAPT,
     *BROKEN_SAMPLING,
+    *BROKEN_SPLATS,
     ("flop-counter", {"count": by_torch}, "forward, relative"),
     ("flop-counter", {"count": lambda fn: dataclasses.replace(count_flops(fn), missed=("aten::mm",))}, "missed"),
 ]
@@ -262,7 +264,8 @@ def test_the_deviation_is_that_of_all_outcomes() -> None:
 ATTENTION = ["linear", "recurrent", "clustered", "improved-clustered"]
 REPRESENT = ["mean-shift", "constrained-mean-shift", "regression"]
 EXTRA = {"importance-sampling": {"steps": 1}, "flop-counter": {}, **{name: {"tokens": 1024} for name in ATTENTION}}
-EXTRA.update({name: {} for name in [*REPRESENT, "nola", "attention-sampling"]})
+OTHER = ["nola", "attention-sampling", "splat-codec"]
+EXTRA.update({name: {} for name in [*REPRESENT, *OTHER]})
 
 
 @pytest.fixture(scope="module")
@@ -278,9 +281,7 @@ def test_attention_does_less_work_than_softmax(name: str, built) -> None:
     assert count_flops(sides.method).missed == ()
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in ROWS if name not in (*ATTENTION, *REPRESENT, "nola", "attention-sampling")]
-)
+@pytest.mark.parametrize("name", [name for name in ROWS if name not in (*ATTENTION, *REPRESENT, *OTHER)])
 def test_both_sides_do_comparable_work(name: str, built) -> None:
     sides = built[name]
     sides.method()
@@ -309,6 +310,13 @@ def test_sampled_patches_cost_their_pixels_and_the_small_view(built) -> None:
     assert theirs.value == batch * (512 * 512 * pixel + classifier)
     assert ours.value == batch * (10 * 32 * 32 * pixel + view + classifier)
     assert ours.value < 0.07 * theirs.value
+
+
+def test_the_container_takes_a_fraction_of_the_bytes(built) -> None:
+    ours, theirs = built["splat-codec"].quality["stored_bytes"]
+    assert theirs > 20_000 * 4 * (3 + 4 + 3 + 1 + 3 + 24)
+    assert ours < 0.15 * theirs
+    assert len(built["splat-codec"].method()) == ours
 
 
 def forward_flops() -> int:

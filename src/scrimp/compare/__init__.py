@@ -15,6 +15,7 @@ from scrimp.compare import (
     presample,
     prune,
     represent,
+    splats,
 )
 from scrimp.compare.comparison import Comparison, Finding, Sides
 from scrimp.primitives.errors import InputError
@@ -125,6 +126,14 @@ COMPARISONS: tuple[Comparison, ...] = (
         baseline="LoRA of the same rank",
         check=adapt.check,
         sides=adapt.sides,
+    ),
+    Comparison(
+        name="splat-codec",
+        method="splat container",
+        reference="stated bounds, all codes",
+        baseline="plain .ply",
+        check=splats.check,
+        sides=splats.sides,
     ),
     Comparison(
         name="flop-counter",

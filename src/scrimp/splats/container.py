@@ -41,7 +41,8 @@ class Bounds:
         position_extent: the same as a part of the widest extent of the scene; the greater of the two holds.
         quaternion: Euclidean distance of x, y, z where axes differ by 8 times.
         color: of each coefficient of degree 0.
-        harmonics: Euclidean distance of all coefficients above, beside 1 % of their length; None with a palette.
+        harmonics: Euclidean distance of all coefficients above over the root of their number, beside 1 % of their
+            length; None with a palette.
     """
 
     alpha: float

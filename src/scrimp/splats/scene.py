@@ -33,7 +33,7 @@ class Splats:
         harmonics: [n, k, 3], coefficients of higher degree in the usual order, k of `COUNTS`.
         extra: further numbers of each Gaussian, [n] each, by the names that a file gives them.
         antialiased: whether they were trained to be drawn with the compensation of Mip-Splatting (arXiv 2311.16493).
-            False also where the file has no place for it: of the formats only .sog and .spz do.
+            False also where the file has no place for it: of the formats only .sgs, .sog and .spz have.
 
     Raises:
         InputError: shapes that do not fit together.
