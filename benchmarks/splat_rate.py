@@ -44,7 +44,7 @@ from scrimp.splats.spz import read_spz, write_spz
 from splat_peers import PEERS, Outcome, Peer, Tools, run_peer, seed_scene, sources, taken_back, versions_of
 from splat_tables import NAME, SCENES, card, curve
 
-_RUNGS = {True: [step / 2 for step in range(-4, 9)], False: [float(step) for step in range(-2, 6)]}
+_RUNGS = {True: [step / 2 for step in range(-4, 13)], False: [float(step) for step in range(-2, 7)]}
 _PALETTES = (64, 256, 512, 1024, 2048, 4096, 16384)
 _SPZ_BITS = ((5, 4), (8, 8))
 _CHECKED = {"sog": 1024, "spz3": 4, "spz4": 4}

@@ -16,7 +16,7 @@ UNMEASURED = "Not measured yet."
 OURS = {"sgs": "scrimp .sgs", "sog": "scrimp .sog", "spz3": "scrimp .spz 3", "spz4": "scrimp .spz 4"}
 SEED = {"compgs": "CompGS' arithmetic", "compgs-short": "CompGS' arithmetic, 16-bit positions"}
 _SHOWN = {
-    "sgs": (-2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0),
+    "sgs": (-2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0),
     "sog": (0.0, 256.0, 1024.0, 4096.0, 16384.0),
 }
 """Settings that the card's tables hold; all of other ways."""
@@ -206,16 +206,19 @@ def cells(one: Receipt, point: Mapping[str, Any], *, held: bool) -> list[str]:
 
 
 def costs(receipt: Receipt) -> str:
-    """Line 2: encoding, decoding, memory."""
+    """Line 2, format by format: encoding from small to large, and decoding and memory of the largest."""
+    measured = receipt.notes["measured"]
+    largest = list(measured)[-1]
     parts = []
-    for scene, formats in receipt.notes["measured"].items():
-        for way, row in formats.items():
-            spent = f"{row['encode cpu seconds']:.1f} CPU s ({row['encode seconds']:.0f} s wall)"
-            speed = f"{row['decoded a second'] / 1e6:.2f} M Gaussians a second"
-            speed += f" ({row['decoded a cpu second'] / 1e6:.2f} M a CPU second)"
-            memory = f"{row['encode memory ratio']:.1f}x and {row['decode memory ratio']:.1f}x"
-            parts.append(f"{scene} .{way} encoded in {spent}, decoded at {speed}, peaks {memory} the .ply")
-    return "; ".join(parts)
+    for way in measured[largest]:
+        spent = [f"{scene} in {rows[way]['encode cpu seconds']:.1f} CPU s" for scene, rows in measured.items()]
+        row = measured[largest][way]
+        parts.append(
+            f".{way}: {', '.join(spent)}; {largest} encoded in {row['encode seconds']:.0f} s wall, decoded at "
+            f"{row['decoded a second'] / 1e6:.1f} M a second, peaks {row['encode memory ratio']:.1f}x and "
+            f"{row['decode memory ratio']:.1f}x the .ply"
+        )
+    return ". ".join(parts)
 
 
 def cost_table(receipt: Receipt) -> str:

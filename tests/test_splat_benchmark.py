@@ -146,7 +146,7 @@ def test_a_run_leaves_a_receipt_a_way(module, tmp_path, capsys):
     found = {path.stem: load_receipt(path) for path in (tmp_path / "out" / "guitar").glob("*.json")}
     assert {"sgs", "sog", "spz3", "compgs", "compgs-short"} <= set(found)
     curve = found["sgs"].curve
-    assert [point["setting"] for point in curve] == [-2, -1, 0, 1, 2, 3, 4, 5]
+    assert [point["setting"] for point in curve] == [-2, -1, 0, 1, 2, 3, 4, 5, 6]
     assert curve[-1]["psnr"] > curve[2]["psnr"] > 20
     assert found["compgs"].curve[0]["psnr"] > 60  # as many codes as Gaussians
     assert "sogpy-sog passed over, sogpy is not there" in capsys.readouterr().out

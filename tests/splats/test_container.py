@@ -6,6 +6,7 @@ import math
 import struct
 import zlib
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -186,6 +187,13 @@ def test_no_rung_rounds_sizes_and_alphas_by_octaves(rung: float) -> None:
     settings = rate.settings_at(rung)
     assert settings.opacity << settings.caps[0] <= 4 * codec.OCTAVE
     assert settings.scale << settings.caps[1] <= 3 * codec.OCTAVE
+
+
+def test_every_rung_takes_more_bytes_than_the_one_below() -> None:
+    ready = prepare(scene(300, degree=1))
+    rungs = [rate.COARSEST + step / 2 for step in range(round((rate.FINEST - rate.COARSEST) * 2) + 1)]
+    sizes = [len(container.encode_prepared(ready, rate.settings_at(rung))) for rung in rungs]
+    assert all(low < high for low, high in pairwise(sizes))
 
 
 def test_fields_need_little_more_than_their_entropy() -> None:

@@ -86,10 +86,11 @@ class Grid:
 
 
 def visibility(splats: Splats) -> Tensor:
-    """[n] float64: alpha times the root of the area, as seen from amid the scene.
+    """[n] float64: alpha times the root of the area, as seen from nobody knows where.
 
-    The root of the product of the two longest axes, over the distance from the median position: beyond the median
-    distance cameras are taken to be in the middle, within it nothing is taken to be nearer.
+    The root of the product of the two longest axes, over the distance from the median position to the power of 3 / 4;
+    within the median distance nothing is taken to be nearer. From amid the scene what is farther shows as less in
+    proportion, from outside it does not.
     """
     if not len(splats):
         return torch.zeros(0, dtype=torch.float64)
@@ -98,7 +99,7 @@ def visibility(splats: Splats) -> Tensor:
     away = by_rows(lambda means: (means.double() - middle).norm(dim=1), splats.means)
     distance = torch.maximum(away, away.median())
     distance = torch.where(distance > 0, distance, 1.0)
-    return splats.opacities.double().sigmoid() * (longest - distance.log()).clamp(-300, 300).exp()
+    return splats.opacities.double().sigmoid() * (longest - 0.75 * distance.log()).clamp(-300, 300).exp()
 
 
 def levels_of(visible: Tensor, settings: Settings) -> Tensor:
