@@ -21,6 +21,7 @@ import importance_sampling as sampling
 import represent_tables as represent
 import representations
 import splat_tables as splat
+import splat_training_tables as training
 import zoom_tables as zoom
 from acceptance import ADAPT_LINES, ATTENTION_LINES, LINES, REPRESENT_LINES, ZOOM_LINES, Line
 from scrimp.primitives.errors import InputError
@@ -83,7 +84,8 @@ def cards() -> dict[Path, str]:
 
 def splat_tables() -> list[str]:
     """Files beside other programs', training, and the rasteriser."""
-    return [splat.card(RECEIPTS / "splats", DOCS / "images" / "splats.png"), raster.card(RECEIPTS)]
+    files = splat.card(RECEIPTS / "splats", DOCS / "images" / "splats.png")
+    return [files, training.card(RECEIPTS), raster.card(RECEIPTS)]
 
 
 def learned_tables() -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import splat_tables as splat
+import splat_training_tables as training
 from acceptance import Line
 from splat_raster_peers import tables as raster
 
@@ -34,6 +35,33 @@ SPLAT_LINES = (
         splat.costs,
         "fox60k under 5 CPU s, 542,104 with harmonics under 40, 1 M under 60 s wall; at least 2 M a second; at most 4x "
         "the .ply",
+    ),
+    Line(
+        "3",
+        "training on 43 photographs of a fox, 270 x 480, held out",
+        "splat_training.py run",
+        "splat-training/*.json",
+        training.quality,
+        "at least 25.5 dB within 300 CPU s, spread under 0.5 dB",
+        together=True,
+    ),
+    Line(
+        "3",
+        "a file's rounding learnt in training, against plain training and against rounding afterwards",
+        "splat_training.py run",
+        "splat-training/*.json",
+        training.files,
+        "one size within 0.15 dB and 0.7 dB over; at most 600 kB",
+        together=True,
+    ),
+    Line(
+        "3",
+        "price on opacity and removal of Gaussians",
+        "splat_training.py run",
+        "splat-training/*.json",
+        training.halved,
+        "half of them within 0.2 dB",
+        together=True,
     ),
     Line(
         "4",
