@@ -63,7 +63,7 @@ def read_spz(data: bytes | memoryview, name: str, *, axes: str = _OURS) -> Splat
         scales=_floats(raw["scales"], count, 3) / 16 - 10,
         opacities=opacity_logits(torch.from_numpy(raw["alphas"].copy())),
         colors=(_floats(raw["colors"], count, 3) - 127.5) * _COLOR_STEP,
-        harmonics=(_floats(raw["harmonics"], count, bands, 3) - 128) / 128,
+        harmonics=_floats(raw["harmonics"], count, bands, 3).sub_(128).mul_(1 / 128),
         antialiased=spz.antialiased,
     )
     return flip_axes(stored, spz.axes or axes, _OURS)
@@ -124,6 +124,8 @@ def flip_axes(splats: Splats, have: str, want: str) -> Splats:
     Args:
         have, want: where x, y and z point, of `AXES`.
     """
+    if have == want:
+        return splats
     signs = {axis: 1.0 if a == b else -1.0 for axis, a, b in zip("xyz", have, want, strict=True)}
     x, y, z = signs.values()
     parity = [math.prod(signs[axis] for axis in odd) for odd in _PARITY[: splats.harmonics.shape[1]]]
