@@ -7,6 +7,7 @@ import functools
 import inspect
 import json
 import operator
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from scrimp.jobs.probe_config import ProbeConfig
 from scrimp.jobs.splats_commands import SPLATS, SPLATS_COMMANDS
 from scrimp.jobs.swap_config import SwapConfig
 from scrimp.jobs.terminal import console, guard, say, show
+from scrimp.jobs.thin_config import ThinConfig
 from scrimp.jobs.zoom_config import ZoomPredictConfig, ZoomTrainConfig
 from scrimp.primitives.errors import InputError, MissingExtraError
 
@@ -39,6 +41,7 @@ _CONFIGS: dict[str, type] = {
     "zoom train": ZoomTrainConfig,
     "zoom predict": ZoomPredictConfig,
     "swap": SwapConfig,
+    "thin": ThinConfig,
     "pixels train": PixelsTrainConfig,
     "pixels sample": PixelsSampleConfig,
     **{f"splats {verb}": config for verb, config in SPLATS.items()},
@@ -238,6 +241,21 @@ def _swap(config: SwapConfig) -> int:
     return 0
 
 
+def _thin(config: ThinConfig) -> int:
+    from scrimp.jobs.folder import REPORT
+    from scrimp.jobs.thin import thin
+
+    done = guard(lambda: thin(config), "thin")
+    if config.json or int(os.environ.get("RANK", "0")):
+        show(done.receipts, as_json=True)
+        return 0
+    from scrimp.jobs.thin_table import thin_table
+
+    console().print(thin_table(done.receipts))
+    say(f"report: {done.folder / REPORT}", config.json)
+    return 0
+
+
 def _pixels_train(config: PixelsTrainConfig) -> int:
     from scrimp.jobs.pixels import pixels_train
 
@@ -278,6 +296,7 @@ _COMMANDS: dict[type, Callable[[Any], int]] = {
     ZoomTrainConfig: _zoom_train,
     ZoomPredictConfig: _zoom_predict,
     SwapConfig: _swap,
+    ThinConfig: _thin,
     PixelsTrainConfig: _pixels_train,
     PixelsSampleConfig: _pixels_sample,
     **SPLATS_COMMANDS,

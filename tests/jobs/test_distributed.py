@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from scrimp.jobs.folder import REPORT, WEIGHTS
+from scrimp.jobs.folder import RECEIPT, REPORT, WEIGHTS
+from scrimp.receipts import load_receipt
 from scrimp.report import find_receipts
 
 HERE = Path(__file__).parent
@@ -89,6 +90,20 @@ def test_splats_are_fitted_on_two_processes(runs):
     assert all(receipt.cost.samples.value == 20 for receipt in receipts)
     (own,) = [receipt for receipt in receipts if receipt.way.endswith("trained for it")]
     assert (runs[1] / "splats" / "scene.sgs").stat().st_size == own.cost.stored_bytes.value
+
+
+def test_a_transformer_is_thinned_on_two_processes(runs):
+    """The same answers and costs of the same images; what is learnt is learnt by both."""
+    one, two = (find_receipts([run / "thin-ats"]) for run in runs)
+    assert [receipt.way for receipt in one] == [receipt.way for receipt in two]
+    for first, second in zip(one, two, strict=True):
+        assert (first.notes["processes"], second.notes["processes"]) == (1, 2)
+        assert second.notes["flops_an_image"] == first.notes["flops_an_image"]
+        assert second.quality == pytest.approx(first.quality, abs=1e-6)
+    trained = runs[1] / "thin-adavit" / "adavit-0.5"
+    assert load_receipt(trained / "training" / RECEIPT).cost.samples.value == 24
+    gates = load_file(trained / "gates.safetensors")
+    assert any(bool(value.any()) for name, value in gates.items() if name.endswith("weight"))
 
 
 def test_torchrun_from_the_shell(shape_folder, tmp_path):

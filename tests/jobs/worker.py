@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import splats_worker
+import thin_worker
 import torch
 
 from conftest import CLASSES, draw
@@ -47,6 +48,7 @@ def main(out: Path) -> None:
     config = StudyConfig(**shared, ways=("uniform", "history"), seeds=1, flops=5e8, out=out / "study")
     study(config, data=data, accelerator=accelerator)
     splats_worker.run(accelerator, out)
+    thin_worker.run(accelerator, out)
     accelerator.end_training()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
