@@ -156,8 +156,8 @@ def beside(order: Run, dataset: Dataset, way: Way, seed: int, data: bytes) -> di
     result: dict[str, float | None] = {}
     for name in dict.fromkeys((PLAIN, way.beside)):
         scene = trained(order, dataset, name, seed)[0].scene()
-        sized = encode_at(scene, size=len(data))
-        same = encode(scene, settings=settings_of(way))
+        sized = encode_at(scene, size=len(data), prune=True)
+        same = encode(scene, settings=settings_of(way), prune=True)
         for what, coded in (("sized", sized), ("same", same)):
             result[f"{name}_{what}_psnr"] = evaluate(decode(coded), dataset).psnr
             result[f"{name}_{what}_bytes"] = float(len(coded))
@@ -167,7 +167,7 @@ def beside(order: Run, dataset: Dataset, way: Way, seed: int, data: bytes) -> di
 def afterwards(scene: Splats, dataset: Dataset) -> Iterator[tuple[str, list[dict[str, float | None]]]]:
     """Size against quality of a trained scene in each format."""
     coders: dict[str, tuple[tuple[Any, ...], Callable[[Any], bytes], Callable[[bytes], Splats]]] = {
-        "sgs": (RUNGS, lambda rung: encode(scene, settings=settings_at(rung)), decode),
+        "sgs": (RUNGS, lambda rung: encode(scene, settings=settings_at(rung), prune=True), decode),
         "sog": (PALETTES, lambda size: write_sog(scene, palette_size=size), lambda data: read_sog(data, "ours.sog")),
         "spz": (BITS, lambda bits: write_spz(scene, sh_bits=bits), lambda data: read_spz(data, "ours.spz")),
     }

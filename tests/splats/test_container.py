@@ -312,8 +312,8 @@ def test_unseen_gaussians_go_only_when_asked() -> None:
     splats = replace(scene(50), opacities=torch.linspace(-12, 3, 50))
     visible = int((splats.opacities.sigmoid() >= container.UNSEEN).sum())
     assert 0 < visible < 50
-    assert len(decode(encode(splats))) == visible
-    assert len(decode(encode(splats, prune=False))) == 50
+    assert len(decode(encode(splats, prune=True))) == visible
+    assert len(decode(encode(splats))) == len(decode(rate.encode_at(splats, quality="small"))) == 50
 
 
 def test_extra_fields_are_kept_to_the_bit_or_dropped() -> None:
@@ -333,9 +333,9 @@ def test_importance_decides_who_is_precise() -> None:
     splats = scene(200, degree=0)
     chosen = torch.arange(200) < 10
     importance = torch.where(chosen, 1.0, 1e-6)
-    ready = prepare(splats, importance=importance, prune=False)
+    ready = prepare(splats, importance=importance)
     _, _, order = container_streams.write_streams(ready.splats, Settings(), ready.visible)
-    found = decode(encode(splats, importance=importance, prune=False))
+    found = decode(encode(splats, importance=importance))
     off = (found.colors - ready.splats.colors[order]).norm(dim=1)
     assert float(off[chosen[order]].max()) < 0.1 * float(off[~chosen[order]].mean())
     with pytest.raises(InputError, match="importance"):
@@ -440,7 +440,7 @@ def test_a_count_beyond_the_bytes_is_refused_before_it_is_believed() -> None:
     with pytest.raises(InputError, match="2147483648 Gaussians"):
         decode(sealed(spoilt))
     alike = scene(1).take(torch.zeros(3000, dtype=torch.int64))
-    assert len(decode(encode(alike, prune=False))) == 3000
+    assert len(decode(encode(alike))) == 3000
 
 
 def test_a_trained_scene_fits_its_target(shared_data: Path) -> None:
@@ -451,4 +451,4 @@ def test_a_trained_scene_fits_its_target(shared_data: Path) -> None:
 
     data = encode(read(path), extra=False)
     assert len(data) <= 400_000
-    assert len(decode(data)) == 58_183
+    assert len(decode(data)) == 60_000

@@ -36,7 +36,7 @@ def check(
         for rung in (-1.0, 2.0):
             settings = replace(settings_at(rung), levels=1)
             scene = _scene(count, seed)
-            back = decode(encode(scene, settings=settings, prune=False))
+            back = decode(encode(scene, settings=settings))
             found.append(at_most(f"{count} Gaussians, rung {rung:g}: left out", abs(count - len(back)), 0))
             if len(back) == count:
                 found += _apart(f"{count} Gaussians, rung {rung:g}", scene, back, bounds(settings))

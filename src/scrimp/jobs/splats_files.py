@@ -38,8 +38,6 @@ def splats_decompress(config: SplatsDecompressConfig) -> Converted:
         raise InputError(f"an --out that ends with one of: {', '.join(ENDINGS)}", out.name, "choose a format by it")
     splats = read(config.file, on_bad=config.on_bad)
     options: dict[str, Any] = {"lossy": config.lossy} if ending in _TAKES_LOSSY else {}
-    if ending == ".sgs":
-        options = {"prune": False}
     try:
         write(splats, out, **options)
     except InputError as error:

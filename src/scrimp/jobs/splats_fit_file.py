@@ -120,7 +120,7 @@ def _rounded(splats: Splats, format: str, most: int | None, seed: int) -> Stored
 
 
 def _rung_within(splats: Splats, most: float) -> float:
-    scene = prepare(splats)
+    scene = prepare(splats, prune=True)
     rungs = [COARSEST + step / _STEPS for step in range(round((_FINEST_TRAINED - COARSEST) * _STEPS) + 1)]
     low, high = 0, len(rungs)
     while high - low > 1:

@@ -152,7 +152,7 @@ def _spz(splats: Splats, version: int) -> Ladder:
 
 def _sgs(splats: Splats) -> Ladder:
     """The container's ladder of `scrimp.splats.rate`. Pruning is the caller's."""
-    prepared = container.prepare(splats, prune=False)
+    prepared = container.prepare(splats)
     rungs = [COARSEST + step / _STEPS for step in range(round((FINEST - COARSEST) * _STEPS) + 1)]
 
     def matched(rung: int) -> Splats:

@@ -62,7 +62,7 @@ class Prepared:
     visible: Tensor
 
 
-def prepare(splats: Splats, *, importance: Tensor | None = None, prune: bool = True, extra: bool = True) -> Prepared:
+def prepare(splats: Splats, *, importance: Tensor | None = None, prune: bool = False, extra: bool = True) -> Prepared:
     """Check a scene and bring it into canonical form; see `encode`."""
     splats = splats.to("cpu")
     if splats.extra and not extra:
@@ -82,7 +82,7 @@ def encode(
     *,
     settings: Settings | None = None,
     importance: Tensor | None = None,
-    prune: bool = True,
+    prune: bool = False,
     extra: bool = True,
 ) -> bytes:
     """The scene as the bytes of one file. See `scrimp.splats.rate` for named qualities and sizes.
@@ -92,7 +92,7 @@ def encode(
         settings: how finely each field is stored.
         importance: [n], how much an error in each Gaussian shows, such as the root of the sum of its squared weights in
             pictures; `codec.visibility` where omitted.
-        prune: leave out Gaussians of an alpha below `UNSEEN`.
+        prune: leave out Gaussians of an alpha below `UNSEEN`, which no picture of 8 bits shows.
         extra: keep extra fields, losslessly; else drop them.
 
     Raises:

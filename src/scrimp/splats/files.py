@@ -26,7 +26,6 @@ _WRITERS = {
 """The first ending that fits. Modules are imported when a file of theirs comes."""
 ENDINGS = tuple(_WRITERS)
 """Of the formats that can be written."""
-_WHOLE = {".sgs": {"prune": False}}  # nothing goes that nobody asked to go
 _FOLDERS = {
     "lod-meta.json": "sog_read:read_sog",
     "meta.json": "sog_read:read_sog",
@@ -83,7 +82,7 @@ def write(splats: Splats, path: str | os.PathLike[str], **options: Any) -> Path:
     unknown = [name for name in options if name not in known]
     if unknown:
         raise InputError(f"options of {ending}: {', '.join(known) or 'none'}", unknown[0], "leave it out")
-    return write_atomic(place, make(splats, **_WHOLE.get(ending, {}) | options))
+    return write_atomic(place, make(splats, **options))
 
 
 def _read_file(path: Path) -> Splats:

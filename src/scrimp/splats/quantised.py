@@ -90,7 +90,7 @@ class ContainerQuantiser:
         return through(splats, scene_of(target))
 
     def encode(self, splats: Splats) -> bytes:
-        return encode(_on_cpu(splats), settings=self.settings, importance=self._seen())
+        return encode(_on_cpu(splats), settings=self.settings, importance=self._seen(), prune=True)
 
     def state_dict(self) -> dict[str, Tensor]:
         return {} if self._visible is None else {"visible": self._visible.clone()}

@@ -61,7 +61,7 @@ def encode_at(
     psnr: float | None = None,
     score: Callable[[Splats], float] | None = None,
     importance: Tensor | None = None,
-    prune: bool = True,
+    prune: bool = False,
     extra: bool = True,
 ) -> bytes:
     """Encode by a name, within a size, or up to a quality; exactly one of the three.

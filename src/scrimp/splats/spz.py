@@ -28,6 +28,7 @@ _OURS = "RDF"
 _COLOR_STEP = 1 / (0.15 * 255)
 _MOST_FIXED = 2**23 - 1
 _MOST_BITS, _USUAL_BITS = 24, 12
+_PIECE = 1 << 16  # Gaussians
 # Axes in which each coefficient of degree 1 to 4 is odd. The last is even in fact; the reference takes it for odd in y,
 # and a file of degree 4 comes from nowhere else.
 _PARITY = ("y", "z", "x", "xy", "yz", "", "xz", "", "y", "xyz", "y", "z", "x", "z", "x",
@@ -183,7 +184,9 @@ def _pack_harmonics(harmonics: Tensor, sh_bits: tuple[int, int]) -> np.ndarray:
     """Slots of 8 bits of which only the highest are used: 0 is always among the numbers they stand for."""
     used = [sh_bits[0] if k < 3 else sh_bits[1] for k in range(harmonics.shape[1])]
     step = harmonics.new_tensor([2.0 ** (8 - bits) for bits in used])[:, None]
-    return _bytes((harmonics * 128 / step).round() * step + 128).numpy()
+    # By pieces: whole, the numbers in between would take several times the scene.
+    pieces = [_bytes((piece * 128 / step).round() * step + 128) for piece in harmonics.split(_PIECE)]
+    return torch.cat(pieces).numpy()
 
 
 def _bytes(values: Tensor) -> Tensor:
