@@ -206,3 +206,8 @@ def test_a_method_of_ones_own(host: str) -> None:
     assert control.tokens.tolist() == [[whole, prefix + (whole - prefix) // 2, whole]] * 2
     shared = sum(block.shared for block in control.host.blocks)
     assert count_flops(lambda: model(images)).value == int(costs.sum()) - shared
+
+
+def test_a_budget_takes_a_method_that_knows_its_highest_cost() -> None:
+    with pytest.raises(InputError, match=r"override Method\.schedule"):
+        attach_(build("vit"), Method(), max_tokens=9)

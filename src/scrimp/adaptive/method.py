@@ -13,6 +13,7 @@ from scrimp.adaptive.calls import Call, attend
 from scrimp.adaptive.host import Host
 from scrimp.adaptive.ledger import Count, Number
 from scrimp.adaptive.stream import Plan, Stream
+from scrimp.primitives.errors import InputError
 
 
 @dataclass
@@ -90,8 +91,9 @@ class Method:
         return x
 
     def schedule(self, host: Host, patches: int, cap: int | None) -> list[Count]:
-        """What an image of ``patches`` patch tokens may cost at most in each block, if ``cap`` holds."""
-        raise NotImplementedError
+        """What an image of ``patches`` patch tokens may cost at most in each block, if ``cap`` holds; for budgets."""
+        remedy = "override Method.schedule, or leave max_flops and max_tokens out"
+        raise InputError("a method that knows its highest cost", type(self).__name__, remedy)
 
     def check(self, host: Host) -> None:
         """Raise InputError where the settings do not fit the model."""

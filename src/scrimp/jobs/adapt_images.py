@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
-from scrimp.data import ImageData
+from scrimp.data import ImageData, load_images
 from scrimp.data.images import Images
-from scrimp.jobs.encoders import EncoderFacts
+from scrimp.jobs.adapt_config import AdaptConfig
+from scrimp.jobs.encoders import Encoder, EncoderFacts, load_encoder
+from scrimp.jobs.thin_config import ThinConfig
 from scrimp.primitives.errors import InputError
 
 
@@ -47,6 +51,29 @@ class Repeated:
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor, Tensor]:
         images, labels, rows = self.images.__getitems__(indices)
         return images.repeat(1, self.channels, 1, 1), labels, rows
+
+
+def encoder_and_images(config: AdaptConfig | ThinConfig, source: Any) -> tuple[Encoder, ImageData]:
+    """The pretrained network that a configuration names, and images of its size.
+
+    Args:
+        config: its ``model``, ``weights``, ``pretrained``, ``size`` and ``on_corrupt``.
+        source: as `scrimp.data.load_images` takes it.
+
+    Raises:
+        InputError: no weights to begin with, or a network or images that cannot be read.
+    """
+    if not (config.pretrained or config.weights or Path(config.model).expanduser().exists()):
+        got, remedy = f"{config.model} without any", "pass a weights file or run folder, --pretrained or --weights FILE"
+        raise InputError("weights to begin with", got, remedy)
+    encoder = load_encoder(
+        config.model if config.weights is None else config.weights,
+        model=None if config.weights is None else config.model,
+        pretrained=config.pretrained,
+        size=config.size,
+        data=lambda: load_images(source, size=config.size, on_corrupt=config.on_corrupt),
+    )
+    return encoder, load_images(source, size=encoder.size, on_corrupt=config.on_corrupt)
 
 
 def as_model_takes(data: ImageData, encoder: EncoderFacts) -> ImageData:

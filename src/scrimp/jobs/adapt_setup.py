@@ -14,15 +14,14 @@ from torch import Tensor, nn
 from scrimp.adapt import attach_, bias, full, linear, lora, lora_of, lora_of_bytes, nola, nola_of, nola_of_bytes
 from scrimp.adapt.methods import Method
 from scrimp.adapt.targets import find_targets
-from scrimp.data import ImageData, load_images
+from scrimp.data import ImageData
 from scrimp.jobs.adapt_config import AdaptConfig
 from scrimp.jobs.adapt_fit import AdaptFitting, TextFitting, token_losses
-from scrimp.jobs.adapt_images import as_model_takes
+from scrimp.jobs.adapt_images import as_model_takes, encoder_and_images
 from scrimp.jobs.adapt_labels import shot_rows
 from scrimp.jobs.adapt_models import Subject, bare, fit_for_, head_of, image_subject, text_subject
 from scrimp.jobs.adapt_text import TextData, is_text, load_text, load_tokenizer
 from scrimp.jobs.budget import StepCost, checked_budget, flops_in, seconds_a_step
-from scrimp.jobs.encoders import load_encoder
 from scrimp.jobs.engine import slowest
 from scrimp.jobs.evaluate import ready
 from scrimp.jobs.folder import CHECKPOINT
@@ -174,18 +173,7 @@ def _text(config: AdaptConfig) -> tuple[Subject, TextData]:
 
 
 def _images(config: AdaptConfig, source: Any) -> tuple[Subject, ImageData]:
-    if not (config.pretrained or config.weights or Path(config.model).expanduser().exists()):
-        raise InputError(
-            "weights to adapt", f"{config.model} without any", "pass --pretrained, --weights FILE or a weights file"
-        )
-    encoder = load_encoder(
-        config.model if config.weights is None else config.weights,
-        model=None if config.weights is None else config.model,
-        pretrained=config.pretrained,
-        size=config.size,
-        data=lambda: load_images(source, size=config.size, on_corrupt=config.on_corrupt),
-    )
-    data = load_images(source, size=encoder.size, on_corrupt=config.on_corrupt)
+    encoder, data = encoder_and_images(config, source)
     return image_subject(encoder, data.classes), as_model_takes(data, encoder)
 
 

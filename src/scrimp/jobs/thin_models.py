@@ -15,9 +15,9 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from scrimp.data import ImageData, load_images
-from scrimp.jobs.adapt_images import as_model_takes
+from scrimp.jobs.adapt_images import as_model_takes, encoder_and_images
 from scrimp.jobs.adapt_models import head_of, image_subject
-from scrimp.jobs.encoders import Encoder, encoder_metadata, load_encoder
+from scrimp.jobs.encoders import Encoder, encoder_metadata
 from scrimp.jobs.folder import WEIGHTS
 from scrimp.jobs.models import create_model
 from scrimp.jobs.thin_config import LEARNT, ThinConfig
@@ -95,17 +95,7 @@ def _given(model: nn.Module, name: str, data: ImageData) -> ThinSubject:
 
 
 def _named(config: ThinConfig, source: Any) -> tuple[ThinSubject, ImageData]:
-    if not (config.pretrained or config.weights or Path(config.model).expanduser().exists()):
-        got = f"{config.model} without any"
-        raise InputError("weights to begin with", got, "pass a run folder, --pretrained or --weights FILE")
-    encoder = load_encoder(
-        config.model if config.weights is None else config.weights,
-        model=None if config.weights is None else config.model,
-        pretrained=config.pretrained,
-        size=config.size,
-        data=lambda: load_images(source, size=config.size, on_corrupt=config.on_corrupt),
-    )
-    data = load_images(source, size=encoder.size, on_corrupt=config.on_corrupt)
+    encoder, data = encoder_and_images(config, source)
     subject = image_subject(encoder, data.classes)
     file = _file(config)
     bare = subject.build(config.seed)
