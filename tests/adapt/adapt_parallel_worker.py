@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,7 @@ def main(out: Path) -> None:
                 save_file(one, out / f"{method}-whole.safetensors")
                 save_file(found, out / f"{method}-{how}.safetensors")
     dist.destroy_process_group()
+    time.sleep(0.1)  # for gloo's threads to let go, as in scrimp.jobs.engine
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import torch
 from test_adapt import PARALLEL, TOGETHER, Killed, config, shapes_of, stop_after
 
 from scrimp.jobs.adapt import adapt
-from scrimp.jobs.engine import start
+from scrimp.jobs.engine import finish, start
 
 
 def main(base: str, out: Path) -> None:
@@ -25,9 +25,7 @@ def main(base: str, out: Path) -> None:
     with suppress(Killed), stop_after(3):
         adapt(config(out / "resumed", **settings), data=data, accelerator=accelerator)
     adapt(config(out / "resumed", **settings, resume=True), data=data, accelerator=accelerator)
-    accelerator.end_training()
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    finish(accelerator)
 
 
 if __name__ == "__main__":

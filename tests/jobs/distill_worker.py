@@ -11,7 +11,7 @@ from test_distill import METHODS, config, encoder
 from conftest import CLASSES, draw
 from scrimp.data import ImageData, TensorImages
 from scrimp.jobs.distill import distill
-from scrimp.jobs.engine import start
+from scrimp.jobs.engine import finish, start
 
 
 def main(out: Path) -> None:
@@ -25,9 +25,7 @@ def main(out: Path) -> None:
             kept = kept if parallel == "ddp" else {}
             run = config(out / f"{name}-{parallel}", **settings, **kept, parallel=parallel, epochs=2.0, optimizer="sgd")
             distill(run, data=data, teachers=[encoder()], accelerator=accelerator)
-    accelerator.end_training()
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    finish(accelerator)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from test_pretrain import METHODS, config
 
 from conftest import CLASSES, draw
 from scrimp.data import ImageData, TensorImages
-from scrimp.jobs.engine import start
+from scrimp.jobs.engine import finish, start
 from scrimp.jobs.pretrain import pretrain
 
 
@@ -23,9 +23,7 @@ def main(out: Path) -> None:
         for parallel in ("ddp", "fsdp") if accelerator.num_processes > 1 else ("ddp",):
             run = config(out / f"{name}-{parallel}", **settings, parallel=parallel, epochs=2.0, optimizer="sgd")
             pretrain(run, data=data, accelerator=accelerator)
-    accelerator.end_training()
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    finish(accelerator)
 
 
 if __name__ == "__main__":

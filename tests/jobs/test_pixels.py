@@ -296,5 +296,3 @@ def test_two_processes_train_the_same_network(tiny, tmp_path):
 
 if __name__ == "__main__":
     pixels_train(config(Path(sys.argv[1]), lr=1e-3), data=tiny_set())
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()

@@ -22,7 +22,7 @@ from scrimp.jobs.adapt_run import ADAPTER
 from scrimp.jobs.config import StudyConfig
 from scrimp.jobs.distill_fit import DistillFitting
 from scrimp.jobs.encoders import features_of, load_encoder
-from scrimp.jobs.engine import accelerated, start
+from scrimp.jobs.engine import accelerated, finish, start
 from scrimp.jobs.evaluate import ready
 from scrimp.jobs.fit import Fitting
 from scrimp.jobs.folder import CHECKPOINT, RECEIPT, REPORT, WEIGHTS
@@ -463,9 +463,7 @@ def run(out: Path) -> None:
     made = config(out, ways=WAYS[2:4], flops=1e8, labelled=0.25)
     accelerator = start(made)
     study(made, data=few(), accelerator=accelerator)
-    accelerator.end_training()
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    finish(accelerator)
 
 
 def test_two_processes_make_what_one_makes(tmp_path):

@@ -13,7 +13,7 @@ import torch
 from conftest import CLASSES, draw
 from scrimp.data import ImageData, TensorImages
 from scrimp.jobs.config import StudyConfig, TrainConfig
-from scrimp.jobs.engine import start
+from scrimp.jobs.engine import finish, start
 from scrimp.jobs.study import study
 from scrimp.jobs.train import train
 from scrimp.select import RoundSampler
@@ -49,9 +49,7 @@ def main(out: Path) -> None:
     study(config, data=data, accelerator=accelerator)
     splats_worker.run(accelerator, out)
     thin_worker.run(accelerator, out)
-    accelerator.end_training()
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    finish(accelerator)
 
 
 def record_draws() -> list[list[int]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from test_zoom import TOGETHER, Killed, config, galleries, stop_after
 
-from scrimp.jobs.engine import start
+from scrimp.jobs.engine import finish, start
 from scrimp.jobs.zoom import zoom_train
 
 
@@ -22,9 +22,7 @@ def main(data: Path, out: Path) -> None:
     with suppress(Killed), stop_after(2):
         zoom_train(config(out / "resumed", **settings), data=galleries(data), accelerator=accelerator)
     zoom_train(config(out / "resumed", **settings, resume=True), data=galleries(data), accelerator=accelerator)
-    accelerator.end_training()
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    finish(accelerator)
 
 
 if __name__ == "__main__":

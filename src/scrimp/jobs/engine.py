@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 T = TypeVar("T")
+_LETTING_GO = 0.1  # seconds
 
 
 class Accelerable(Protocol):
@@ -62,6 +64,10 @@ def finish(accelerator: Accelerator) -> None:
     alone = accelerator.num_processes == 1
     accelerator.end_training()
     AcceleratorState._reset_state(reset_partial_state=alone)
+    if not alone:
+        # gloo's threads outlive the group where a wrapped model still refers to it. One that lets go of its last tensor
+        # while Python ends aborts the process, so leave them the interpreter for a moment (torch 2.14).
+        time.sleep(_LETTING_GO)
 
 
 @contextmanager
