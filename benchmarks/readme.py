@@ -14,6 +14,7 @@ from types import ModuleType
 import tyro
 
 import adapt_tables as adapt
+import adaptive_tables as adaptive
 import attention_tables as attention
 import distillation
 import few_labels
@@ -24,6 +25,7 @@ import splat_tables as splat
 import splat_training_tables as training
 import zoom_tables as zoom
 from acceptance import ADAPT_LINES, ATTENTION_LINES, LINES, REPRESENT_LINES, ZOOM_LINES, Line
+from adaptive_lines import ADAPTIVE_LINES
 from scrimp.primitives.errors import InputError
 from scrimp.primitives.files import write_atomic
 from scrimp.receipts import load_receipt
@@ -60,7 +62,9 @@ def tables() -> str:
     adapting = ["## Adapters", "", *head, *map(line_row, ADAPT_LINES)]
     zooming = ["## Large images", "", *head, *map(line_row, ZOOM_LINES)]
     splats = ["## Splats", "", *head, *map(line_row, SPLAT_LINES)]
-    return "\n".join([*training, "", *attentive, "", *learning, "", *adapting, "", *zooming, "", *splats])
+    thinning = ["## Adaptive transformers", "", *head, *map(line_row, ADAPTIVE_LINES)]
+    parts = [training, attentive, learning, adapting, zooming, splats, thinning]
+    return "\n\n".join("\n".join(part) for part in parts)
 
 
 def cards() -> dict[Path, str]:
@@ -79,6 +83,7 @@ def cards() -> dict[Path, str]:
         DOCS / "adapters.md": adapt.card(RECEIPTS),
         DOCS / "attention-sampling.md": zoom.card(RECEIPTS, DOCS / "images" / "zoom.png"),
         DOCS / "splats.md": "\n\n".join(splat_tables()),
+        DOCS / "adaptive.md": adaptive.card(RECEIPTS),
     }
 
 

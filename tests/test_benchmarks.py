@@ -27,6 +27,10 @@ HELPERS = {
     "adapt_tables.py",
     "adapt_tasks.py",
     "adapt_ways.py",
+    "adaptive_lines.py",
+    "adaptive_models.py",
+    "adaptive_runtimes.py",
+    "adaptive_tables.py",
     "splat_lines.py",
     "splat_peers.py",
     "splat_tables.py",
@@ -67,7 +71,8 @@ def run_of(readme: ModuleType, policy: str, *, share: float = 1.0, seed: int = 0
 
 def every_line(readme: ModuleType) -> list[object]:
     own, attentive, learning = readme.LINES, readme.ATTENTION_LINES, readme.REPRESENT_LINES
-    return [*own, *attentive, *learning, *readme.ADAPT_LINES, *readme.ZOOM_LINES, *readme.SPLAT_LINES]
+    later = [*readme.ADAPT_LINES, *readme.ZOOM_LINES, *readme.SPLAT_LINES, *readme.ADAPTIVE_LINES]
+    return [*own, *attentive, *learning, *later]
 
 
 def setting_row(readme: ModuleType, policy: str) -> list[str]:
@@ -96,6 +101,7 @@ def test_the_page_names_every_benchmark_and_its_receipt(readme: ModuleType) -> N
     assert [line.number for line in readme.ADAPT_LINES] == ["1", "1", "1", "2", "4"]
     assert [line.number for line in readme.ZOOM_LINES] == ["1", "2", "3", "4"]
     assert [line.number for line in readme.SPLAT_LINES] == ["1", "1", "2", "3", "3", "3", "4", "4", "4", "4"]
+    assert [line.number for line in readme.ADAPTIVE_LINES] == ["1"]
     for line in every_line(readme):
         path = FOLDER / line.script.split()[0]
         if not path.is_file():

@@ -9,7 +9,9 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from active_twins import BROKEN_ACTIVE
 from adapt_twins import BROKEN_ADAPT
+from adaptive_twins import BROKEN_ADAPTIVE
 from represent_twins import BROKEN_REPRESENT
 from sampling_twins import BROKEN_SAMPLING
 from splat_twins import BROKEN_SPLATS
@@ -22,7 +24,7 @@ from scrimp.attend import (
     linear_attention,
     linear_attention_step,
 )
-from scrimp.compare import COMPARISONS, Comparison, Finding, attention, find_comparisons
+from scrimp.compare import COMPARISONS, Comparison, Finding, active, adaptive, attention, find_comparisons
 from scrimp.compare.comparison import at_least, at_most
 from scrimp.compare.exact import deviation, drifted
 from scrimp.compare.importance import DRAWS, MEANS
@@ -222,6 +224,8 @@ BROKEN = [
     *BROKEN_ADAPT,
     *BROKEN_SAMPLING,
     *BROKEN_SPLATS,
+    *BROKEN_ADAPTIVE,
+    *BROKEN_ACTIVE,
     ("flop-counter", {"count": by_torch}, "forward, relative"),
     ("flop-counter", {"count": lambda fn: dataclasses.replace(count_flops(fn), missed=("aten::mm",))}, "missed"),
 ]
@@ -264,7 +268,8 @@ def test_the_deviation_is_that_of_all_outcomes() -> None:
 ATTENTION = ["linear", "recurrent", "clustered", "improved-clustered"]
 REPRESENT = ["mean-shift", "constrained-mean-shift", "regression"]
 EXTRA = {"importance-sampling": {"steps": 1}, "flop-counter": {}, **{name: {"tokens": 1024} for name in ATTENTION}}
-OTHER = ["nola", "attention-sampling", "splat-codec"]
+ADAPTIVE = ["token-merging", "keep-tokens", "token-sampling", "token-halting", "gating"]
+OTHER = ["nola", "attention-sampling", "splat-codec", "active-labels", *ADAPTIVE]
 EXTRA.update({name: {} for name in [*REPRESENT, *OTHER]})
 
 
@@ -317,6 +322,23 @@ def test_the_container_takes_a_fraction_of_the_bytes(built) -> None:
     assert theirs > 20_000 * 4 * (3 + 4 + 3 + 1 + 3 + 24)
     assert ours < 0.15 * theirs
     assert len(built["splat-codec"].method()) == ours
+
+
+@pytest.mark.parametrize("name", ADAPTIVE)
+def test_fewer_tokens_cost_what_the_ledger_says(name: str, built) -> None:
+    sides = built[name]
+    for side, an_image in zip((sides.method, sides.baseline), sides.quality["flops_an_image"], strict=True):
+        counted = count_flops(side)
+        assert counted.missed == ()
+        assert counted.value == adaptive.BATCH * an_image
+    assert sides.quality["flops_an_image"][0] < 0.85 * sides.quality["flops_an_image"][1]
+
+
+def test_typical_images_are_of_more_classes_than_random_ones(built) -> None:
+    ours, theirs = built["active-labels"].quality["classes_seen"]
+    assert theirs + 3 <= ours <= active.LABELS
+    chosen = built["active-labels"].method()
+    assert len(chosen.unique()) == len(chosen) == active.LABELS
 
 
 def forward_flops() -> int:
