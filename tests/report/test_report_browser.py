@@ -137,7 +137,7 @@ def test_the_buttons_change_the_axis(opened: Any) -> None:
     assert [button.text for button in buttons] == ["FLOPs", "CPU time", "wall time"]
     before = drawn()
     assert ends() == pytest.approx(9e11)
-    assert title() == "training compute (FLOP)"
+    assert title() == "compute (FLOP)"
     opened.execute_script("arguments[0].scrollIntoView({block: 'center'})", buttons[1])
     buttons[1].click()
     until(lambda: title() == "CPU time (s)")
@@ -145,7 +145,7 @@ def test_the_buttons_change_the_axis(opened: Any) -> None:
     assert drawn() != before
     assert [button.get_attribute("aria-pressed") for button in buttons] == ["false", "true", "false"]
     buttons[0].send_keys("\ue007")  # Enter: the keyboard reaches them
-    until(lambda: title() == "training compute (FLOP)")
+    until(lambda: title() == "compute (FLOP)")
     assert ends() == pytest.approx(9e11)
 
 

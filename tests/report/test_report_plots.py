@@ -42,7 +42,7 @@ def test_curves_have_a_line_a_seed_and_a_mean_a_way(make_study: Study) -> None:
     assert len(figure.data) == 4 * (3 + 1)
     named = [trace.name for trace in figure.data if trace.showlegend is not False]
     assert named == ["uniform", "presample", "history", "prune"]
-    assert figure.layout.xaxis.title.text == "training compute (FLOP)"
+    assert figure.layout.xaxis.title.text == "compute (FLOP)"
     assert figure.layout.yaxis.title.text == "test accuracy"
 
 

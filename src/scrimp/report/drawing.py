@@ -13,7 +13,7 @@ from scrimp.receipts import Receipt
 from scrimp.report.summary import Spread, studies
 
 AXES = {
-    "flops": "training compute (FLOP)",
+    "flops": "compute (FLOP)",
     "cpu_seconds": "CPU time (s)",
     "seconds": "wall time (s)",
     "samples": "training samples",
