@@ -14,24 +14,12 @@ Call = Callable[[], Any]
 
 
 def to_onnx(model: nn.Module, images: Tensor, path: Path) -> None:
-    """By torch.export; a file that is there already is this model's.
-
-    Stable sorting has no translation to ONNX; TopK, which it is replaced by, there puts the foremost of equals first.
-    """
+    """By torch.export; a file that is there already is this model's."""
     if path.is_file():
         return
     with torch.no_grad():
-        program = torch.export.export(model, (images,), strict=False)
         options = {"verbose": False, "external_data": False, "optimize": True}
-        table = {torch.ops.aten.sort.stable: _sort}
-        torch.onnx.export(program, (), str(path), dynamo=True, custom_translation_table=table, **options)
-
-
-def _sort(x: Any, stable: bool = False, dim: int = -1, descending: bool = False) -> Any:
-    from onnxscript import opset18
-
-    count = opset18.Gather(opset18.Shape(x), opset18.Constant(value_ints=[dim]))
-    return opset18.TopK(x, count, axis=dim, largest=int(descending), sorted=1)
+        torch.onnx.export(model, (images,), str(path), dynamo=True, **options)
 
 
 def onnxruntime(model: nn.Module, images: Tensor, path: Path, threads: int) -> Call:

@@ -53,7 +53,7 @@ class Call(NamedTuple):
 
 
 def attend(call: Call, stream: Stream, plan: Plan | None) -> Tensor:
-    """The call's output in the rows of its query; those that do not go on by ``plan`` may be zero."""
+    """The call's output in the rows of its query; those that do not go on by ``plan`` may be anything."""
     if stream.layout == "masked" or (stream.layout == "dense" and (plan is None or plan.stream.layout == "dense")):
         return _batched(call, stream, plan)
     if plan is None and stream.uniform and stream.width and call.attn_mask is None:
@@ -96,7 +96,8 @@ def _unpacked(tensor: Tensor, images: int) -> Tensor:
 def _by_image(call: Call, stream: Stream, plan: Plan | None) -> Tensor:
     """Image after image: no row is padded. Written by rows, the order in which the model goes on to read."""
     batch, heads, rows, _ = call.query.shape
-    full = call.value.new_zeros(batch, rows, heads, call.value.shape[3])
+    make = call.value.new_zeros if torch.is_grad_enabled() else call.value.new_empty  # what is never read has gradients
+    full = make(batch, rows, heads, call.value.shape[3])
     kept = None if plan is None else plan.by_image(stream)
     for image in range(stream.images):
         query, key, value = (piece(tensor, stream, image) for tensor in call[:3])

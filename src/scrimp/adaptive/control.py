@@ -64,6 +64,8 @@ class Controller(Report):
             add(module.register_forward_hook(partial(self._after, index), always_call=True))
             if block.proj is not None:
                 add(block.proj.register_forward_pre_hook(self._project))
+            if block.rest is not None:
+                add(block.rest.register_forward_pre_hook(self._rest))
         add(model.norm.register_forward_hook(self._fill))  # type: ignore[union-attr, operator]
         pool = getattr(model, "attn_pool", None)
         if isinstance(pool, nn.Module):
@@ -101,7 +103,6 @@ class Controller(Report):
             kwargs = {**kwargs, "rope": run.stream.rope(kwargs["rope"])}
         run.counts.append(Count(run.stream.count(), 0, 0))
         self._now.mode = _Watch(self, run, x)
-        self._now.mode.__enter__()
         return (x, *args[1:]), kwargs
 
     def _begin(self, x: Tensor) -> Run:
@@ -173,11 +174,17 @@ class Controller(Report):
         run.counts[-1] = run.counts[-1]._replace(queries=queries)
         return self.method.merge(run, x)
 
+    def _rest(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """From here on a block has nothing to see, and every call of torch's takes longer while it is seen."""
+        mode = self._now.mode
+        if isinstance(mode, _Watch) and mode.summed and args[0].numel():
+            mode.close()
+
     def _after(self, index: int, module: nn.Module, args: Any, out: Any) -> Any:
         mode, self._now.mode = self._now.mode, None
         if mode is None:
             return None
-        mode.__exit__(None, None, None)
+        mode.close()
         if not isinstance(out, Tensor):  # the block has failed
             self._now.run = None
             return None
@@ -248,6 +255,14 @@ class _Watch(TorchFunctionMode):
         super().__init__()
         self.controller, self.run, self.x = controller, run, x
         self.middle, self.attended, self.summed = controller.host.blocks[run.block].middle, False, False
+        self.open = True
+        self.__enter__()
+
+    def close(self) -> None:
+        """See no more."""
+        if self.open:
+            self.open = False
+            self.__exit__(None, None, None)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

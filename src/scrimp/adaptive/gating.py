@@ -125,7 +125,7 @@ class Gating(Method):
         """The rows of ``mask`` [images, tokens] out of all."""
         if stream.layout == "masked" or bool(mask.all()):
             return Plan(stream, None)
-        return stream.pick(mask.flatten().nonzero().squeeze(1), tuple(mask.sum(1).tolist()))
+        return stream.only(mask.flatten(), mask)
 
     def attend(self, run: Run, call: Call) -> Tensor:
         if run.block < self.full:

@@ -37,6 +37,7 @@ class Block:
         dim: numbers in a key of one head.
         fixed: FLOPs an image, whatever its tokens.
         shared: FLOPs a forward, whatever its images, such as those of a position bias.
+        rest: the first layer after the midpoint.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Block:
     fixed: int = 0
     shared: int = 0
     proj: nn.Module | None = None
+    rest: nn.Module | None = None
 
 
 @dataclass
@@ -234,12 +236,12 @@ class _Recorder(TorchFunctionMode):
         score = sum(2 * call.query.shape[1] * call.query.shape[3] for call in calls)
         pair = score + sum(2 * call.value.shape[1] * call.value.shape[3] for call in calls)
         parts, fixed, shared = self._linear(images, tokens)
-        proj = self._proj()
+        proj = self._next("attention", ("layer", "sum"))
         middle = len(calls) == 1 and proj is not None and parts[2] > 0
         dim = calls[0].key.shape[3]
         before, between, after = parts
-        part = proj if middle else None
-        return Block(name, middle, before, between, after, pair, score, len(calls), dim, fixed, shared, part)
+        ends = (proj, self._next("sum", ("layer",))) if middle else (None, None)
+        return Block(name, middle, before, between, after, pair, score, len(calls), dim, fixed, shared, *ends)
 
     def _linear(self, images: int, tokens: int) -> tuple[list[int], int, int]:
         parts, fixed, shared, part = [0, 0, 0], 0, 0, 0
@@ -259,11 +261,12 @@ class _Recorder(TorchFunctionMode):
                     shared += work
         return parts, fixed, shared
 
-    def _proj(self) -> nn.Module | None:
-        """The layer right after attention, which reads the tokens that asked."""
-        names = [event for event, _ in self.events]
-        rest = self.events[names.index("attention") + 1 :]
-        first = next((what for event, what in rest if event in ("layer", "sum")), None)
+    def _next(self, after: str, kinds: tuple[str, ...]) -> nn.Module | None:
+        """The first of these events after attention, or after the first sum that follows it, if that is a layer."""
+        rest = iter(self.events)
+        for mark in ("attention",) if after == "attention" else ("attention", after):
+            any(event == mark for event, _ in rest)
+        first = next((what for event, what in rest if event in kinds), None)
         return first if isinstance(first, nn.Module) else None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from scrimp.adaptive.control import Controller
 from scrimp.adaptive.host import Host
 from scrimp.adaptive.ledger import Count
 from scrimp.adaptive.method import Method, Run
-from scrimp.adaptive.stream import Plan
+from scrimp.adaptive.stream import Plan, falling
 from scrimp.primitives.errors import InputError
 
 
@@ -100,7 +101,7 @@ class Keeping(Method):
         if not run.evidence or not self._now(run)[1]:
             return x
         stay, gone = self._ranked(run)
-        weights = torch.stack(run.evidence).sum(0).nan_to_num().gather(1, gone)
+        weights = reduce(torch.add, run.evidence).nan_to_num().gather(1, gone)
         weights = weights / weights.sum(1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
         rows = x.gather(1, gone[..., None].expand(-1, -1, x.shape[2]))
         fused = (weights.to(x.dtype)[..., None] * rows).sum(1, keepdim=True)
@@ -111,8 +112,8 @@ class Keeping(Method):
     def _ranked(self, run: Run) -> tuple[Tensor, Tensor]:
         """Rows that stay, prefix first, and those that go, foremost first."""
         prefix = run.stream.prefix
-        scores = torch.stack(run.evidence).sum(0)[:, prefix:].nan_to_num(nan=-1.0)
-        order = scores.argsort(dim=-1, descending=True, stable=True) + prefix
+        scores = reduce(torch.add, run.evidence)[:, prefix:].nan_to_num(nan=-1.0)
+        order = falling(scores) + prefix
         stay = self._now(run)[0]
         head = torch.arange(prefix, device=order.device).expand(order.shape[0], -1)
         return torch.cat([head, order[:, :stay].sort(-1).values], 1), order[:, stay:]

@@ -75,7 +75,7 @@ class Method:
         return None
 
     def attend(self, run: Run, call: Call) -> Tensor:
-        """What attention gives, in the rows of its query; those that do not go on by ``run.plan`` may be zero."""
+        """What attention gives, in the rows of its query; those that do not go on by ``run.plan`` may be anything."""
         return attend(call, run.stream, run.plan)
 
     def merge(self, run: Run, x: Tensor) -> Tensor:

@@ -44,7 +44,8 @@ class Stream:
     alive: Tensor | None = None
     sizes: Tensor | None = None
     source: Tensor | None = None
-    _rope: list[tuple[Tensor, Tensor]] = field(default_factory=list, compare=False, repr=False)
+    _rope: list[tuple[Tensor, Tensor]] = field(default_factory=list, init=False, compare=False, repr=False)
+    _where: list[Tensor] = field(default_factory=list, init=False, compare=False, repr=False)
 
     def count(self) -> int | tuple[int, ...] | Tensor:
         """Tokens that count by image: one number for all, numbers by image, or [images] on the device."""
@@ -62,20 +63,21 @@ class Stream:
         """Whether the rows are, or can be viewed as, [images, n, dim]."""
         return self.lengths is None or min(self.lengths, default=0) == self.width
 
-    def valid(self, like: Tensor) -> Tensor | None:
+    @cached_property
+    def valid(self) -> Tensor | None:
         """Which entries of the padded view [images, width] are tokens that count; None: all."""
-        if not self.uniform:
-            lengths = torch.tensor(self.lengths, device=like.device)
-            return torch.arange(self.width, device=like.device) < lengths[:, None]
-        return self.alive
+        if self.uniform:
+            return self.alive
+        assert self.positions is not None
+        lengths = torch.tensor(self.lengths, device=self.positions.device)
+        return torch.arange(self.width, device=lengths.device) < lengths[:, None]
 
     def padded(self, values: Tensor) -> Tensor:
         """Numbers of the rows, [images, n] or [1, sum(lengths)], in the padded view [images, width], 0 elsewhere."""
         if self.uniform:
             return values.reshape(self.images, self.width)
-        valid = self.valid(values)
-        assert valid is not None
-        return values.new_zeros(valid.shape).masked_scatter(valid, values)
+        assert self.valid is not None
+        return values.new_zeros(self.valid.shape).masked_scatter_(self.valid, values)
 
     def keep(self, mask: Tensor) -> Plan:
         """The plan that keeps what ``mask`` [images, width], of the padded view, holds; lengths may differ.
@@ -85,35 +87,43 @@ class Stream:
         mask = torch.cat([torch.ones_like(mask[:, : self.prefix]), mask[:, self.prefix :]], 1)
         if self.layout == "masked":
             alive = mask if self.alive is None else mask & self.alive
-            return Plan(replace(self, alive=alive, _rope=[]), None)
-        valid = self.valid(mask)
-        kept = mask if valid is None else mask & valid
-        flat = kept.flatten() if valid is None else kept[valid]
-        rows = flat.nonzero().squeeze(1)
-        return self.pick(rows, tuple(kept.sum(1).tolist()))
+            return Plan(replace(self, alive=alive), None)
+        kept = mask if self.valid is None else mask & self.valid
+        return self.only((mask.flatten() if self.valid is None else mask[self.valid]), kept)
+
+    def only(self, rows: Tensor, kept: Tensor) -> Plan:
+        """The plan that goes on packed with those of all rows, bool, that ``kept`` [images, ...] tells by image."""
+        chosen = rows.nonzero().squeeze(1)
+        return self.pick(chosen, (len(chosen),) if self.images == 1 else tuple(kept.sum(1).tolist()))
 
     def pick(self, rows: Tensor, lengths: tuple[int, ...]) -> Plan:
         """The plan that goes on packed, with these of all rows."""
         positions = self._positions(rows.device).flatten().index_select(0, rows)
         width = max(lengths, default=0)
-        after = replace(self, layout="packed", width=width, lengths=lengths, positions=positions, _rope=[])
+        after = replace(self, layout="packed", width=width, lengths=lengths, positions=positions)
         return Plan(after, rows)
 
     def choose(self, index: Tensor) -> Plan:
         """The plan that goes on with rows ``index`` [images, k] of each image, all of one number: the dense layout."""
-        start = torch.arange(self.images, device=index.device)[:, None] * self.width
-        positions = self._positions(index.device).gather(1, index)
-        return Plan(replace(self, positions=positions, width=index.shape[1], _rope=[]), (index + start).flatten())
+        positions = index if self.positions is None else self.positions.gather(1, index)
+        return Plan(replace(self, positions=positions, width=index.shape[1]), flat(index, self.width))
 
     def where(self, device: torch.device) -> Tensor:
         """Places of the tokens that count, as flat indices into [images * tokens]."""
+        if not self._where:
+            self._where.append(self._places(device))
+        return self._where[0]
+
+    def _places(self, device: torch.device) -> Tensor:
         if self.alive is not None:
             return self.alive.flatten().nonzero().squeeze(1)
         positions = self._positions(device)
-        if self.lengths is not None:
-            lengths = torch.tensor(self.lengths, device=device)
-            return positions + torch.repeat_interleave(torch.arange(self.images, device=device), lengths) * self.tokens
-        return (positions + torch.arange(self.images, device=device)[:, None] * self.tokens).flatten()
+        if self.lengths is None:
+            return flat(positions, self.tokens)
+        if self.images == 1:
+            return positions
+        lengths = torch.tensor(self.lengths, device=device)
+        return positions + torch.repeat_interleave(torch.arange(self.images, device=device), lengths) * self.tokens
 
     def _positions(self, device: torch.device) -> Tensor:
         if self.positions is not None:
@@ -157,8 +167,8 @@ class Stream:
         Merged tokens come back at every place they stand for.
         """
         if self.source is not None:
-            index = self.source + torch.arange(self.images, device=x.device)[:, None] * x.shape[1]
-            return x.flatten(0, 1).index_select(0, index.flatten()).view(self.images, self.tokens, x.shape[-1]), None
+            rows = flat(self.source, x.shape[1])
+            return x.flatten(0, 1).index_select(0, rows).view(self.images, self.tokens, x.shape[-1]), None
         if self.layout == "masked":
             return x, None if self.alive is None else ~self.alive
         if self.positions is None:
@@ -192,6 +202,24 @@ class Plan(NamedTuple):
         starts = before.starts if before.lengths is not None else [i * before.width for i in range(before.images)]
         parts = self.rows.split(list(self.stream.lengths or ()))
         return [part - start for part, start in zip(parts, starts, strict=True)]
+
+
+def flat(index: Tensor, width: int) -> Tensor:
+    """Rows ``index`` [images, k] of images of ``width`` rows, counted through all images."""
+    images = index.shape[0]
+    if isinstance(images, int) and images == 1:  # at one image every small operation tells
+        return index[0]
+    return (index + torch.arange(images, device=index.device)[:, None] * width).flatten()
+
+
+def falling(scores: Tensor) -> Tensor:
+    """Indices into each row by falling score, of equals the foremost first.
+
+    ONNX has no stable sort; its TopK, which torch's becomes there, is stable, which torch's is not.
+    """
+    if torch.compiler.is_exporting():
+        return scores.topk(scores.shape[-1]).indices
+    return scores.argsort(dim=-1, descending=True, stable=True)
 
 
 def all_of(x: Tensor, prefix: int, layout: Layout) -> Stream:

@@ -120,7 +120,20 @@ class Halting(Method):
     def leave(self, run: Run, x: Tensor) -> Tensor:
         if run.block == 0:
             run.memory["halting"] = _start(x, run.stream)
+            run.memory["masks"] = ~self.scored(run.stream, x.device), self.read(run.stream, x.device)
         state: Halted = run.memory["halting"]
+        if x.shape[1]:
+            self._halt(run, state, x)
+        else:  # all tokens of all images have halted
+            state.scores.append(torch.zeros_like(state.spent))
+        if run.block < len(run.host.blocks) - 1:
+            return _go_on(run, x, state.running) if x.shape[1] else x
+        stream, mean, state.mean = run.stream, state.mean, None
+        run.stream = Stream("dense", stream.images, stream.tokens, stream.prefix, stream.tokens)
+        assert mean is not None
+        return mean
+
+    def _halt(self, run: Run, state: Halted, x: Tensor) -> None:
         score = self._score(run, x).masked_fill(~state.running, 0)
         spent = state.spent + score
         going = self._going(run, state.running & (spent < 1 - self.eps), spent)
@@ -129,12 +142,6 @@ class Halting(Method):
         state.rest = torch.where(going, state.rest - score, state.rest)
         state.running, state.spent = going, spent
         state.scores.append(score)
-        if run.block < len(run.host.blocks) - 1:
-            return _go_on(run, x, going)
-        stream, mean, state.mean = run.stream, state.mean, None
-        run.stream = Stream("dense", stream.images, stream.tokens, stream.prefix, stream.tokens)
-        assert mean is not None
-        return mean
 
     def _score(self, run: Run, x: Tensor) -> Tensor:
         stream, first = run.stream, x[..., 0]
@@ -145,13 +152,13 @@ class Halting(Method):
             where = stream.where(x.device)
             full = score.new_zeros(stream.images * stream.tokens)
             score = full.index_copy(0, where, score[0]).view(stream.images, stream.tokens)
-        return score.masked_fill(~self.scored(stream, x.device), 0)
+        return score.masked_fill(run.memory["masks"][0], 0)
 
     def _going(self, run: Run, going: Tensor, spent: Tensor) -> Tensor:
         """Of those that could go on, the ones that do: none after the last block, nor of an image that is over."""
         if run.block == len(run.host.blocks) - 1:
             return torch.zeros_like(going)
-        going = going & (going & self.read(run.stream, going.device)).any(1, keepdim=True)
+        going = going & (going & run.memory["masks"][1]).any(1, keepdim=True)
         prefix, cap = run.stream.prefix, run.cap
         if cap is None or cap >= run.stream.tokens - prefix:
             return going
@@ -231,7 +238,7 @@ def _add(state: Halted, stream: Stream, x: Tensor, share: Tensor) -> None:
     assert state.mean is not None
     where = stream.where(x.device)
     part = share.flatten().index_select(0, where)[:, None] * x[0]
-    state.mean = state.mean.flatten(0, 1).index_add(0, where, part).view_as(state.mean)
+    state.mean = state.mean.flatten(0, 1).index_add_(0, where, part).view_as(state.mean)
 
 
 def _go_on(run: Run, x: Tensor, going: Tensor) -> Tensor:
@@ -248,7 +255,7 @@ def _go_on(run: Run, x: Tensor, going: Tensor) -> Tensor:
     rows = stay.nonzero().squeeze(1)
     if len(rows) == len(stay):
         return x
-    plan = stream.pick(rows, tuple(there.sum(1).tolist()))
+    plan = stream.pick(rows, (len(rows),) if stream.images == 1 else tuple(there.sum(1).tolist()))
     run.stream = plan.stream
     return plan.take(x)
 

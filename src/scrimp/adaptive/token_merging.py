@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from scrimp.adaptive.control import Controller
 from scrimp.adaptive.host import Host
 from scrimp.adaptive.ledger import Count
 from scrimp.adaptive.method import Method, Run
+from scrimp.adaptive.stream import falling, flat
 from scrimp.primitives.errors import InputError
 
 Amount = int | float
@@ -86,70 +88,72 @@ class Merging(Method):
 
     def look(self, run: Run, call: Call) -> None:
         if self.pairs(run.block, run.stream.width - run.stream.prefix, run.cap):
-            run.evidence.append(call.key.mean(1))
+            run.evidence.append(reduce(torch.add, call.key.unbind(1)))  # a cosine does not see the mean's divisor
 
     def merge(self, run: Run, x: Tensor) -> Tensor:
         stream, prefix = run.stream, run.stream.prefix
         r = self.pairs(run.block, stream.width - prefix, run.cap)
         if not r:
             return x
-        metric = run.evidence[0] if len(run.evidence) == 1 else torch.stack(run.evidence).mean(0)
-        source, target, rest = match(metric[:, prefix:], r)
+        metric = reduce(torch.add, run.evidence)
         run.own = 2 * metric.shape[-1] * ((stream.width - prefix) // 2) * ((stream.width - prefix + 1) // 2)
-        joined = _Join(source + prefix, target, rest + prefix, stream.width, prefix)
+        source, target, rest = match(metric, r, prefix=prefix)
+        into = target + (prefix + rest.shape[1])
+        order = _order(rest, prefix, stream.width)
+        plan = stream.choose(order)
         sizes = x.new_ones(x.shape[:2]) if stream.sizes is None else stream.sizes
-        merged, after = joined.mean(x, sizes)
-        plan = stream.choose(joined.order)
-        origin = joined.moved if stream.source is None else joined.moved.gather(1, stream.source)
+        taken = sizes.gather(1, source)
+        after = sizes.gather(1, order).scatter_add(1, into, taken)
+        moved = _moved(order, source, into)
+        origin = moved if stream.source is None else moved.gather(1, stream.source)
         run.stream = replace(plan.stream, sizes=after, source=origin)
-        return merged
+        return _mean(x, plan.take(x), source, into, taken / after.gather(1, into))
 
 
-def match(metric: Tensor, r: int) -> tuple[Tensor, Tensor, Tensor]:
+def match(metric: Tensor, r: int, *, prefix: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """Bipartite soft matching, Bolya et al. 2023, section 3.
 
     Args:
-        metric: what is compared, [images, patches, dim]; odd places (counted from 0) look for a partner at even ones.
+        metric: what is compared, [images, tokens, dim]; odd patches (counted from 0) look for a partner at even ones.
         r: pairs to find, at most half of the patches.
+        prefix: tokens before the patches, which are left alone.
 
     Returns:
-        Which patches are merged [images, r], into which of the even ones (0, 1, ... for places 0, 2, ...), and the odd
-        patches that stay, in order, [images, patches // 2 - r].
+        Which tokens are merged [images, r], into which of the even patches (0, 1, ... for patches 0, 2, ...), and the
+        odd patches that stay, as tokens in order, [images, patches // 2 - r].
     """
-    unit = metric / metric.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(metric.dtype).tiny)
-    scores = unit[:, 1::2] @ unit[:, ::2].transpose(1, 2)
+    norm = torch.linalg.vector_norm(metric, dim=-1, keepdim=True)
+    unit = metric / norm.clamp_min(torch.finfo(metric.dtype).tiny)
+    scores = torch.bmm(unit[:, prefix + 1 :: 2], unit[:, prefix::2].transpose(1, 2))
     best, partner = scores.max(-1)
-    order = best.argsort(dim=-1, descending=True, stable=True)
-    taken, left = order[:, :r], order[:, r:].sort(-1).values
-    return 2 * taken + 1, partner.gather(1, taken), 2 * left + 1
+    order = falling(best)
+    places = 2 * order + (prefix + 1)
+    return places[:, :r], partner.gather(1, order[:, :r]), places[:, r:].sort(-1).values
 
 
-class _Join:
-    """Rows after a merge: prefix, odd patches that stay, even patches with what they took in."""
+def _order(rest: Tensor, prefix: int, width: int) -> Tensor:
+    """Rows after a merge: prefix, odd patches that stay, even patches with what they take in."""
+    head = torch.arange(prefix, device=rest.device).expand(rest.shape[0], -1)
+    even = torch.arange(prefix, width, 2, device=rest.device).expand(rest.shape[0], -1)
+    return torch.cat([head, rest, even], 1)
 
-    def __init__(self, source: Tensor, target: Tensor, rest: Tensor, width: int, prefix: int) -> None:
-        images, device = source.shape[0], source.device
-        even = torch.arange(prefix, width, 2, device=device).expand(images, -1)
-        head = torch.arange(prefix, device=device).expand(images, -1)
-        self.order = torch.cat([head, rest, even], 1)
-        self.source, self.into = source, target + (prefix + rest.shape[1])
-        new = torch.arange(self.order.shape[1], device=device).expand(images, -1)
-        moved = torch.zeros(images, width, dtype=torch.int64, device=device).scatter(1, self.order, new)
-        self.moved = moved.scatter(1, source, self.into)
 
-    def mean(self, x: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
-        """The new rows [images, n, dim], means weighted by size, and their sizes."""
-        images, width, dim = x.shape
-        start = torch.arange(images, device=x.device)[:, None]
-        flat = x.flatten(0, 1)
-        from_rows = (self.source + start * width).flatten()
-        to_rows = (self.into + start * self.order.shape[1]).flatten()
-        weight = sizes.gather(1, self.source).flatten()
-        total = sizes.gather(1, self.order).flatten()
-        out = flat.index_select(0, (self.order + start * width).flatten()) * total[:, None]
-        out = out.index_add(0, to_rows, flat.index_select(0, from_rows) * weight[:, None])
-        total = total.index_add(0, to_rows, weight)
-        return (out / total[:, None]).view(images, -1, dim), total.view(images, -1)
+def _moved(order: Tensor, source: Tensor, into: Tensor) -> Tensor:
+    """The new row of every old one, [images, width]."""
+    moved = order.new_empty(order.shape[0], order.shape[1] + source.shape[1])
+    moved.scatter_(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order))
+    return moved.scatter_(1, source, into)
+
+
+def _mean(x: Tensor, rows: Tensor, source: Tensor, into: Tensor, share: Tensor) -> Tensor:
+    """``rows``, and those that take others in the mean of all: a row plus their differences from it, by their shares.
+
+    So only the rows that merge are read and written, not all of them.
+    """
+    from_rows, to_rows = flat(source, x.shape[1]), flat(into, rows.shape[1])
+    old, new = x.flatten(0, 1), rows.flatten(0, 1)
+    apart = old.index_select(0, from_rows) - new.index_select(0, to_rows)
+    return new.index_add_(0, to_rows, apart * share.flatten()[:, None]).view_as(rows)
 
 
 def _possible(r: Amount) -> bool:

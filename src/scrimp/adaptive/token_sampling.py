@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from scrimp.adaptive.attach import attach_
 from scrimp.adaptive.calls import Call, received
@@ -89,7 +91,7 @@ class Sampling(Method):
             return
         stream, host = run.stream, run.host
         attention = received(call, stream, by_class=host.by_class)
-        norms = call.value.to(attention.dtype).square().sum((1, 3)).sqrt()
+        norms = torch.linalg.vector_norm(call.value, dim=(1, 3), dtype=attention.dtype)
         run.evidence.append(attention * stream.padded(norms))
 
     def plan(self, run: Run) -> Plan | None:
@@ -101,37 +103,40 @@ class Sampling(Method):
             run.own = tuple(score * n * (1 if host.by_class else n) for n in count)
         else:
             run.own = score * count * (1 if host.by_class else count)
-        significance = torch.stack(run.evidence).sum(0)
-        valid = stream.valid(significance)
-        valid = torch.ones_like(significance, dtype=torch.bool) if valid is None else valid
-        samples, least = self._limits(stream.tokens - stream.prefix, run.cap)
-        prefix = stream.prefix
-        patches = sample(significance[:, prefix:], valid[:, prefix:], samples, least=least)
-        return stream.keep(torch.cat([valid[:, :prefix], patches], 1))
+        significance, prefix = reduce(torch.add, run.evidence)[:, stream.prefix :], stream.prefix
+        valid = None if stream.valid is None else stream.valid[:, prefix:]
+        samples, least = self._limits(stream.tokens - prefix, run.cap)
+        patches = sample(significance, valid, samples, least=least)
+        return stream.keep(functional.pad(patches, (prefix, 0), value=True))
 
 
-def sample(significance: Tensor, valid: Tensor, samples: int, *, least: int) -> Tensor:
+def sample(significance: Tensor, valid: Tensor | None, samples: int, *, least: int) -> Tensor:
     """Inverse transform sampling at fixed points, Fayyaz et al. 2022, section 3.2.
 
     Args:
         significance: [images, patches], from 0 up; what is not finite counts as 0.
-        valid: [images, patches], which of them are tokens.
+        valid: [images, patches], which of them are tokens; None: all.
         samples: points of the grid, from the smallest positive value of the cumulative distribution to 1.
         least: tokens that always stay; at most max(samples, least) do.
 
     Returns:
         Which stay, [images, patches], bool. All, where that is no more than ``least``.
     """
-    mass = significance.double().masked_fill(~(valid & significance.isfinite()), 0)
-    mass = torch.where(mass.sum(1, keepdim=True) > 0, mass, valid.double())
-    ascending, order = mass.masked_fill(~valid, -1).sort(dim=1, stable=True)
+    mass = significance.double().nan_to_num(0.0, posinf=0.0, neginf=0.0)
+    if valid is not None:
+        mass = mass.masked_fill(~valid, 0)
+    mass = mass + (mass.sum(1, keepdim=True) <= 0)
+    mass = mass if valid is None else mass.masked_fill(~valid, -1)
+    ascending, order = mass.sort(dim=1, stable=True)
     cumulative = ascending.clamp_min(0).cumsum(1)
-    low = mass.masked_fill(~valid, torch.inf).amin(1, keepdim=True)
+    low = ascending[:, :1] if valid is None else ascending.masked_fill(ascending < 0, torch.inf).amin(1, keepdim=True)
     cumulative = ((cumulative - low) / (cumulative[:, -1:] - low).clamp_min(1e-300)).clamp_min(0)
     hit = order.gather(1, _nearest(cumulative, samples))
-    chosen = torch.zeros_like(valid).scatter(1, hit, True) & valid
-    foremost = mass.masked_fill(chosen, torch.inf).masked_fill(~valid, -1).topk(min(least, valid.shape[1])).indices
-    return chosen.scatter(1, foremost, True) & valid
+    chosen = torch.zeros_like(mass, dtype=torch.bool).scatter_(1, hit, True)
+    chosen = chosen if valid is None else chosen & valid
+    foremost = mass.masked_fill(chosen, torch.inf).topk(min(least, mass.shape[1])).indices
+    chosen = chosen.scatter_(1, foremost, True)
+    return chosen if valid is None else chosen & valid
 
 
 def _nearest(cumulative: Tensor, samples: int) -> Tensor:
@@ -140,9 +145,6 @@ def _nearest(cumulative: Tensor, samples: int) -> Tensor:
     The grid is counted from 1 downwards, so that one point alone finds the most significant token.
     """
     low = cumulative.masked_fill(cumulative <= 0, torch.inf).amin(1, keepdim=True).clamp_max(1)
-    steps = torch.arange(samples, dtype=cumulative.dtype, device=cumulative.device) / max(samples - 1, 1)
-    grid = 1 - (1 - low) * steps
-    above = torch.searchsorted(cumulative, grid).clamp_max(cumulative.shape[1] - 1)
-    below = (above - 1).clamp_min(0)
-    near = grid - cumulative.gather(1, below) <= cumulative.gather(1, above) - grid
-    return torch.where(near, below, above)
+    steps = torch.linspace(0, 1, samples, dtype=low.dtype, device=low.device)
+    middles = (cumulative[:, :-1] + cumulative[:, 1:]) / 2
+    return torch.searchsorted(middles, torch.lerp(torch.ones_like(low), low, steps))
