@@ -38,7 +38,8 @@ class ModelConfig:
     """Model, optimiser and how they run: shared by every way of a study."""
 
     model: str = "convnet"
-    """`convnet` (built in, for 28 to 32 pixel images) or any timm model name."""
+    """`convnet` (built in, for 28 to 32 pixel images), `small-resnet18` or `small-vit`, a transformer (both for images
+    of 28 to 64 pixels), each also with -WIDTH; or any timm model name."""
     pretrained: bool = False
     """Start from timm's pretrained weights."""
     weights: Path | None = None
@@ -145,8 +146,9 @@ class StudyConfig(JobConfig, ModelConfig):
     distilling see all images, without labels; everything else only the labelled ones, at the same budget (a step takes
     no more images than are labelled)."""
     encoder: str | None = None
-    """The network that is pretrained where distill follows: `small-resnet18[-WIDTH]`, `convnet[-WIDTH]` or any timm
-    name; by default small-resnet18-16, or resnet18 for images above 64 pixels. Elsewhere the model itself is."""
+    """The network that is pretrained where distill follows: `small-resnet18[-WIDTH]`, `small-vit[-WIDTH]`,
+    `convnet[-WIDTH]` or any timm name; by default small-resnet18-16, or resnet18 for images above 64 pixels. Elsewhere
+    the model itself is."""
     pretrain_method: Literal["constrained", "mean-shift", "byol"] = "constrained"
     """What pretrain learns by, see `scrimp pretrain`."""
     seeds: int = 3

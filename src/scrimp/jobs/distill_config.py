@@ -24,8 +24,8 @@ class DistillConfig(EncoderConfig):
     teacher_model: str | None = None
     """Architecture of teachers' weights files that do not say it."""
     model: Annotated[str | None, tyro.conf.arg(aliases=("--student", "--arch"))] = None
-    """The student: `small-resnet18[-WIDTH]` (for images of 28 to 64 pixels), `convnet[-WIDTH]` or any timm model name;
-    by default small-resnet18-16, or resnet18 for images above 64 pixels."""
+    """The student: `small-resnet18[-WIDTH]` or `small-vit[-WIDTH]` (for images of 28 to 64 pixels), `convnet[-WIDTH]`
+    or any timm model name; by default small-resnet18-16, or resnet18 for images above 64 pixels."""
     method: Literal["regression", "logits", "scratch"] = "regression"
     """regression: onto the teachers' features. logits: onto those of a linear classifier on them. scratch: the student
     alone, trained on labels."""

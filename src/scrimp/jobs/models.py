@@ -1,4 +1,4 @@
-"""Classifiers by name: a small convnet for small images, or any timm model."""
+"""Classifiers by name: a small convnet, ResNet or transformer for small images, or any timm model."""
 
 from __future__ import annotations
 
@@ -107,11 +107,37 @@ def _stage(channels: int, out: int, stride: int) -> nn.Sequential:
     return nn.Sequential(_Block(channels, out, stride), _Block(out, out, 1))
 
 
+def small_vit(classes: int, *, channels: int, size: int | tuple[int, int], width: int = 128) -> nn.Module:
+    """A vision transformer for images of 28 to 64 pixels: patches of 4, six blocks, heads of 32 numbers, a class token.
+
+    timm's ``VisionTransformer`` with timm's parameter names: 65 tokens at 32 pixels, 1.2 million parameters at a width
+    of 128.
+
+    Args:
+        classes: outputs; 0 for the class token's features, ``width`` of them.
+        channels: of the images.
+        size: side of the images in pixels, or height and width.
+        width: numbers of a token.
+
+    Raises:
+        InputError: a width that heads of 32 do not fill, or images that patches of 4 do not.
+    """
+    if width < 32 or width % 32:
+        raise InputError("small-vit of a width of 32, 64, 96, ...", f"{width}", "pass such as small-vit-128")
+    sides = (size,) if isinstance(size, int) else size
+    if any(side < 4 or side % 4 for side in sides):
+        raise InputError("images of a multiple of 4 pixels", f"{size}", f"pass --size {max(4, min(sides) // 4 * 4)}")
+    from timm.models.vision_transformer import VisionTransformer
+
+    options: dict[str, Any] = {"img_size": size, "in_chans": channels, "num_classes": classes}
+    return VisionTransformer(patch_size=4, embed_dim=width, depth=6, num_heads=width // 32, **options)
+
+
 def create_model(name: str, *, classes: int, channels: int, size: int, pretrained: bool = False) -> nn.Module:
     """Build a classifier.
 
     Args:
-        name: ``"convnet"``, ``"small-resnet18"``, either with ``"-WIDTH"``, or a timm model name.
+        name: ``"convnet"``, ``"small-resnet18"``, ``"small-vit"``, each also with ``"-WIDTH"``, or a timm model name.
         classes, channels, size: of the data; size in pixels. 0 classes: an encoder, images -> features.
         pretrained: load timm's weights (fetched by timm where it has not cached them).
 
@@ -123,12 +149,14 @@ def create_model(name: str, *, classes: int, channels: int, size: int, pretraine
         return ConvNet(classes, channels=channels, size=size, width=int(width or 16))
     if (small := re.fullmatch(r"small-resnet18(?:-(\d+))?", name)) and not pretrained:
         return SmallResNet(classes, channels=channels, width=int(small.group(1) or 64))
+    if (small := re.fullmatch(r"small-vit(?:-(\d+))?", name)) and not pretrained:
+        return small_vit(classes, channels=channels, size=size, width=int(small.group(1) or 128))
     import timm
 
     if not timm.is_model(name):
         near = ", ".join(timm.list_models(f"*{kind}*")[:4]) or "see timm.list_models()"
         raise InputError(
-            "'convnet', 'small-resnet18' or a timm model name", f"'{name}'", f"did you mean one of: {near}"
+            "'convnet', 'small-resnet18', 'small-vit' or a timm model name", f"'{name}'", f"did you mean one of: {near}"
         )
     options: dict[str, Any] = {"num_classes": classes, "in_chans": channels, "pretrained": pretrained}
     try:

@@ -20,8 +20,8 @@ class EncoderConfig(JobConfig):
     """What pretraining and distilling share: the network that is made, the loop, and how both run."""
 
     model: Annotated[str | None, tyro.conf.arg(aliases=("--arch",))] = None
-    """`small-resnet18[-WIDTH]` (for images of 28 to 64 pixels), `convnet[-WIDTH]` or any timm model name; by default
-    small-resnet18-16, or resnet18 for images above 64 pixels."""
+    """`small-resnet18[-WIDTH]` or `small-vit[-WIDTH]` (for images of 28 to 64 pixels), `convnet[-WIDTH]` or any timm
+    model name; by default small-resnet18-16, or resnet18 for images above 64 pixels."""
     pretrained: bool = False
     """Start from timm's pretrained weights."""
     weights: Path | None = None

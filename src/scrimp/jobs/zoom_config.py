@@ -51,7 +51,8 @@ class ZoomTrainConfig(JobConfig):
     """timm attention network: which of its maps, 0 the finest, -1 the last."""
     features: str = "convnet"
     """Feature network: convnet[-WIDTH][-mean], plain[-WIDTH][-mean] and preact[-WIDTH] (those of the paper),
-    small-resnet18[-WIDTH], or a timm name. -mean: the mean over the patch in place of the largest values."""
+    small-resnet18[-WIDTH], small-vit[-WIDTH], or a timm name. -mean: the mean over the patch in place of the largest
+    values."""
     pretrained: bool = False
     """Start timm networks from timm's pretrained weights."""
     whole_size: int | None = None
