@@ -14,6 +14,7 @@ from types import ModuleType
 import tyro
 
 import adapt_tables as adapt
+import adaptive_accuracy_tables as thinned
 import adaptive_tables as adaptive
 import attention_tables as attention
 import distillation
@@ -83,7 +84,7 @@ def cards() -> dict[Path, str]:
         DOCS / "adapters.md": adapt.card(RECEIPTS),
         DOCS / "attention-sampling.md": zoom.card(RECEIPTS, DOCS / "images" / "zoom.png"),
         DOCS / "splats.md": "\n\n".join(splat_tables()),
-        DOCS / "adaptive.md": adaptive.card(RECEIPTS),
+        DOCS / "adaptive.md": "\n\n".join([adaptive.card(RECEIPTS), thinned.card(RECEIPTS)]),
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from conftest import CLASSES, draw
-from scrimp.adaptive import image_costs, keep_tokens_, restore_, token_merging_, token_sampling_
+from scrimp.adaptive import gating_, image_costs, keep_tokens_, restore_, token_merging_, token_sampling_
 from scrimp.cli import main
 from scrimp.data import ImageData, TensorImages, normalise
 from scrimp.jobs.fit import Fitting
@@ -27,6 +28,7 @@ from scrimp.jobs.thin import thin
 from scrimp.jobs.thin_config import ThinConfig
 from scrimp.jobs.thin_fit import TRAINING
 from scrimp.jobs.thin_measure import EXPORTED, Answers, spread_out
+from scrimp.jobs.thin_methods import gates_of
 from scrimp.jobs.thin_models import GATES
 from scrimp.jobs.thin_pictures import KEPT, dimmed, shown_blocks
 from scrimp.jobs.thin_table import accuracy_figure, grid, sections
@@ -226,6 +228,18 @@ def test_what_was_learnt_is_taken_up_again(tmp_path: Path, shape_folder: Path) -
     gates.pop(next(iter(gates)))
     save_file(gates, home / GATES)
     assert main([*again, "--out", str(tmp_path / "damaged")]) == 2
+
+
+def test_gates_have_a_rate_of_their_own(vit: nn.Module, tmp_path: Path) -> None:
+    settings = {"method": "adavit", "usage": (0.2,), "epochs": 1, "evaluations": 1, "baseline": "given", "pictures": 0}
+    thin(config(tmp_path / "run", **settings, lr=1e-9, gate_lr=0.5), model=vit, data=shapes_of(48, 12))
+    home, before = tmp_path / "run" / "adavit-0.2", vit.state_dict()
+    assert all(torch.allclose(value, before[name], atol=1e-7) for name, value in load_file(home / WEIGHTS).items())
+    gates = gates_of(gating_(copy.deepcopy(vit)))
+    assert gates is not None
+    fresh = gates.state_dict()
+    moved = [float((value - fresh[name]).max()) for name, value in load_file(home / GATES).items() if "bias" in name]
+    assert statistics.median(moved) < -0.5  # towards being shut
 
 
 @pytest.mark.usefixtures("small_timm")

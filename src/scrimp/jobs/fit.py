@@ -97,6 +97,7 @@ class Fitting:
         runner = cast(nn.Module, torch.compile(model)) if config.compile else model
         self.model = spread(accelerator, runner, config.parallel)
         self.raw_optimizer = make_optimizer(self.model, config)
+        self._set_apart()
         self.optimizer = accelerator.prepare_optimizer(self.raw_optimizer)
         self.ema = self._make_ema()
         self.sampler = RoundSampler(
@@ -217,7 +218,7 @@ class Fitting:
         self.model.train()
         rate = schedule(self.spent.flops / self.budget, self.config)
         for group in self.raw_optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("times", 1.0)
         self._backward(images, labels, weights)
         self._clip()
         self.optimizer.step()
@@ -347,6 +348,9 @@ class Fitting:
         with self.accelerator.autocast():
             logits = self.model(images)
         return self.sampling.scores(functional.cross_entropy(logits.float(), labels, reduction="none"), logits, labels)
+
+    def _set_apart(self) -> None:
+        """For descendants: give parameters groups of their own in the optimiser; ``times`` is how often the rate."""
 
     def _make_ema(self) -> AveragedModel | None:
         if self.config.ema is None:

@@ -50,6 +50,8 @@ class ThinConfig(JobConfig):
     """avit: factor of the halting score."""
     gate_center: float | None = None
     """avit: its offset, how late tokens halt before anything is learnt; by default 30, for wide models 75."""
+    gate_lr: float | None = None
+    """adavit: peak learning rate of the gates, which start open; by default 0.02, with sgd 0.2."""
     depth: float | None = None
     """avit: block, counted from 1, that tokens are to halt around; by default two thirds of all."""
     max_flops: int | None = None
@@ -152,6 +154,7 @@ class ThinConfig(JobConfig):
             "blocks": (_all(self.blocks, 0), "with different numbers from 0 up"),
             "batches": (_all(self.batches, 1), "with different numbers from 1 up"),
             "lr": (self.lr is None or self.lr > 0, "above 0"),
+            "gate_lr": (self.gate_lr is None or self.gate_lr > 0, "above 0"),
             "warmup": (0 <= self.warmup < 1, "in [0, 1)"),
             "checkpoint_seconds": (self.checkpoint_seconds > 0, "above 0"),
         }

@@ -20,6 +20,7 @@ from scrimp.jobs.evaluate import evaluate, ready
 from scrimp.jobs.fit import Fitting, Spent
 from scrimp.jobs.folder import CHECKPOINT, RECEIPT, WEIGHTS, plain
 from scrimp.jobs.once import cost_of, save_weights
+from scrimp.jobs.optim import peak_rate
 from scrimp.jobs.sampling import Sampling, by_loss
 from scrimp.jobs.thin_config import ThinConfig
 from scrimp.jobs.thin_methods import Setting, gates_of
@@ -34,6 +35,7 @@ from scrimp.select import uniform
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+GATE_RATE = 0.02
 TRAINING = "training"
 """Folder, in a way's own, of the receipt of its fine-tuning."""
 
@@ -138,6 +140,19 @@ class ThinFitting(Fitting):
             budget=budget,
             seed=setup.config.seed,
             checkpoint=checkpoint,
+        )
+
+    def _set_apart(self) -> None:
+        """New gates are far from where they shut: at a rate that is right for trained weights they would stay open."""
+        if self.controller is None or not (own := {id(item) for item in self.controller.parameters()}):
+            return
+        config, groups = cast(ThinConfig, self.config), self.raw_optimizer.param_groups
+        for group in groups:
+            group["params"] = [item for item in group["params"] if id(item) not in own]
+        gates = [item for item in self.model.parameters() if id(item) in own]
+        rate = config.gate_lr or GATE_RATE * (10 if config.optimizer == "sgd" else 1)
+        self.raw_optimizer.add_param_group(
+            {"params": gates, "weight_decay": 0.0, "times": rate / peak_rate(self.config)}
         )
 
     def _losses(self, images: Any, labels: Any) -> tuple[Tensor, Tensor]:
