@@ -249,6 +249,7 @@ def test_gates_have_a_rate_of_their_own(vit: nn.Module, tmp_path: Path) -> None:
         (["convnet", "--weights", "convnet.safetensors"], "ConvNet without a list of 'blocks'"),
         ([NAME], "without any"),
         ([NAME, "--weights", "vit.safetensors", "--method", "keep", "--r", "4"], "settings of keep"),
+        ([NAME, "--weights", "vit.safetensors", "--gate-lr", "0.1"], "settings of tome"),
         ([NAME, "--weights", "vit.safetensors", "--ratio", "1.5", "--method", "keep"], "--ratio above 0"),
         ([NAME, "--weights", "vit.safetensors", "--method", "keep", "--blocks", "7"], "blocks from 0 to 3"),
         ([NAME, "--weights", "headless.safetensors"], "--epochs to train one"),

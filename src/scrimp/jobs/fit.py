@@ -350,7 +350,7 @@ class Fitting:
         return self.sampling.scores(functional.cross_entropy(logits.float(), labels, reduction="none"), logits, labels)
 
     def _set_apart(self) -> None:
-        """For descendants: give parameters groups of their own in the optimiser; ``times`` is how often the rate."""
+        """For subclasses: parameter groups of their own, whose ``times`` is the factor of the learning rate."""
 
     def _make_ema(self) -> AveragedModel | None:
         if self.config.ema is None:

@@ -133,6 +133,7 @@ class ThinConfig(JobConfig):
                 raise InputError(f"--{name.replace('_', '-')} {wanted}", f"{getattr(self, name)}", "correct it")
         strange = [name for method, name in VALUES.items() if method != self.method and getattr(self, name)]
         strange += ["blocks"] if self.blocks and self.method not in ("keep", "ats") else []
+        strange += ["gate-lr"] if self.gate_lr is not None and self.method != "adavit" else []
         if strange:
             raise InputError(
                 f"settings of {self.method}", f"--{strange[0]}", "leave it out, or choose another --method"

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 GATE_RATE = 0.02
+"""Peak learning rate of gates that start open, with AdamW or RAdam."""
 TRAINING = "training"
 """Folder, in a way's own, of the receipt of its fine-tuning."""
 
