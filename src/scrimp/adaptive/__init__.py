@@ -6,7 +6,7 @@ training. Each is attached to a model whose code, modules and state_dict stay as
 tells the cost of every image; `restore_` takes it off, `image_costs` asks once.
 """
 
-from scrimp.adaptive.attach import attach_, controller_of, image_costs, restore_
+from scrimp.adaptive.attach import attach_, controller_of, cost_bounds, image_costs, restore_
 from scrimp.adaptive.control import Controller
 from scrimp.adaptive.gating import gating_, usage_loss
 from scrimp.adaptive.keep_tokens import keep_tokens_
@@ -21,6 +21,7 @@ __all__ = [
     "Run",
     "attach_",
     "controller_of",
+    "cost_bounds",
     "depth_prior_loss",
     "gating_",
     "image_costs",

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from scrimp.adaptive.control import Controller, Form, find
 from scrimp.adaptive.host import Host, examine, modules_of, quiet
+from scrimp.adaptive.ledger import Count, flops
 from scrimp.adaptive.method import Method, Run
 from scrimp.adaptive.stream import Plan
 from scrimp.primitives.draw import generator_for
@@ -96,6 +97,32 @@ def image_costs(model: nn.Module, images: Tensor) -> Tensor:
     costs = controller.costs
     assert costs is not None
     return costs
+
+
+def cost_bounds(model: nn.Module, tokens: int | None = None) -> tuple[int, int | None]:
+    """FLOPs of an image with nothing left out, and the most that any image may cost as the model is attached to.
+
+    Args:
+        model: with a method attached; its budgets are kept.
+        tokens: of an image, prefix included; None: as many as the images had that it was attached with.
+
+    Returns:
+        The dense cost, and the bound; None for a method that does not know its highest cost.
+
+    Raises:
+        InputError: nothing is attached, or images of this size have not been seen.
+    """
+    controller = controller_of(model)
+    host, method = controller.host, controller.method
+    tokens = host.tokens if tokens is None else tokens
+    outside = controller.outside(tokens)
+    if outside is None:
+        raise InputError("images whose cost is known", f"{tokens} tokens", "run the model on one first")
+    dense = int(flops(host.blocks, [Count(tokens, tokens, tokens)] * len(host.blocks), 1)) + outside
+    if type(method).schedule is Method.schedule:
+        return dense, None
+    counts = method.schedule(host, tokens - host.prefix, controller._cap(tokens))
+    return dense, int(flops(host.blocks, counts, 1)) + outside
 
 
 def _fuse(model: nn.Module) -> list[tuple[nn.Module, Any]]:
