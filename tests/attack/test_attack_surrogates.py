@@ -14,6 +14,8 @@ from scrimp.attack import (
     exits_surrogate,
     ponder_surrogate,
     prior_surrogate,
+    running_surrogate,
+    samples_surrogate,
     scores_surrogate,
     significance_surrogate,
     usage_surrogate,
@@ -108,6 +110,31 @@ def test_significance_is_the_divergence_from_uniform() -> None:
     blank = torch.zeros(1, 4, requires_grad=True)
     nothing = significance_surrogate([blank], [torch.ones(1, 4).bool()])
     assert nothing.tolist() == [0]
+
+
+def test_samples_are_the_tokens_hit_over_all_offsets_of_the_grid() -> None:
+    mass = torch.rand(2, 7, generator=torch.Generator().manual_seed(3), dtype=torch.float64) ** 3
+    there = torch.ones(2, 7, dtype=torch.bool)
+    there[1, 4:] = False
+    found = samples_surrogate([mass, mass], [there, there], samples=5)
+    for image in range(2):
+        alive = mass[image][there[image]]
+        edges = torch.cat([alive.new_zeros(1), (alive / alive.sum()).cumsum(0)])
+        hits = []
+        for offset in range(1000):
+            points = (torch.arange(5) + (offset + 0.5) / 1000) / 5
+            hits.append(len(torch.searchsorted(edges, points.double()).unique()))
+        assert float(found[image]) == pytest.approx(-2 * sum(hits) / 1000, abs=0.03)
+    assert torch.equal(samples_surrogate([mass], [there], samples=None), samples_surrogate([mass], [there], samples=99))
+
+
+def test_running_is_the_count_of_tokens_as_the_step_gets_steep() -> None:
+    scores = [torch.tensor([[0.5, 0.2, 1.0]]), torch.tensor([[0.6, 0.3, 0.0]]), torch.tensor([[0.0, 0.4, 0.0]])]
+    steep = running_surrogate(scores, full=0.99, spread=1e-4)
+    assert float(steep) == pytest.approx(-(2 + 1) / 3, abs=1e-6)  # two tokens in the second block, one in the third
+    parts = [1 / (1 + math.exp(-(0.99 - spent) / 0.1)) for spent in (0.5, 0.2, 1.0, 1.1, 0.5, 1.0)]
+    assert float(running_surrogate(scores)) == pytest.approx(-sum(parts) / 3, rel=1e-5)
+    assert float(running_surrogate(scores[:1])) == 0
 
 
 def test_usage_is_minus_the_squared_shares() -> None:

@@ -17,6 +17,8 @@ from scrimp.attack import (
     ponder,
     ponder_and_prior,
     random_patch,
+    running,
+    samples,
     scores,
     significance,
     universal_patch,
@@ -83,7 +85,14 @@ def test_attention_is_that_of_the_model() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "surrogate"),
-    [("halting", ponder), ("halting", ponder_and_prior), ("halting", scores), ("sampling", attention)],
+    [
+        ("halting", ponder),
+        ("halting", ponder_and_prior),
+        ("halting", scores),
+        ("halting", running),
+        ("sampling", attention),
+        ("sampling", samples),
+    ],
 )
 def test_gradients_of_pixels_are_the_slopes(kind: str, surrogate: Any) -> None:
     target = victim(kind, surrogate=surrogate, depth=3)

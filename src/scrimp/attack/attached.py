@@ -22,6 +22,8 @@ from scrimp.attack.surrogates import (
     attention_surrogate,
     ponder_surrogate,
     prior_surrogate,
+    running_surrogate,
+    samples_surrogate,
     scores_surrogate,
     significance_surrogate,
     usage_surrogate,
@@ -73,6 +75,13 @@ def scores(seen: Seen) -> Tensor:
     return scores_surrogate([score[:, scored] for score in state.scores], state.layers[:, scored])
 
 
+def running(seen: Seen) -> Tensor:
+    """For halting: `scrimp.attack.running_surrogate`."""
+    state, scored = _halted(seen)
+    assert isinstance(seen.method, Halting)
+    return running_surrogate([score[:, scored] for score in state.scores], full=1 - seen.method.eps)
+
+
 def attention(seen: Seen) -> Tensor:
     """For token sampling: `scrimp.attack.attention_surrogate`, as SlowFormer."""
     return attention_surrogate(seen.attention, seen.alive, prefix=seen.run.host.prefix)
@@ -82,6 +91,15 @@ def significance(seen: Seen) -> Tensor:
     """For token sampling: `scrimp.attack.significance_surrogate`, the form by Kullback-Leibler divergence."""
     prefix = seen.run.host.prefix
     return significance_surrogate([one[:, prefix:] for one in seen.significance], [a[:, prefix:] for a in seen.alive])
+
+
+def samples(seen: Seen) -> Tensor:
+    """For token sampling: `scrimp.attack.samples_surrogate`, of its grid."""
+    if not isinstance(seen.method, Sampling):
+        raise InputError("a model with token_sampling_", type(seen.method).__name__, "pass another surrogate")
+    prefix = seen.run.host.prefix
+    patches = [one[:, prefix:] for one in seen.significance], [one[:, prefix:] for one in seen.alive]
+    return samples_surrogate(*patches, samples=seen.method.samples)
 
 
 def usage(seen: Seen) -> Tensor:
@@ -104,8 +122,8 @@ def victim_of(
 
     Args:
         model: as attached to; what is changed on its controller holds for the victim.
-        surrogate: the policy loss; None: `scores` for halting, `significance` for token sampling, `usage` for gating,
-            and 0 for methods that treat all images alike. As published: `ponder_and_prior`, `attention`, `usage`.
+        surrogate: the policy loss; None: `running` for halting, `samples` for token sampling, `usage` for gating, and 0
+            for methods that treat all images alike. As published: `ponder_and_prior`, `attention`, `usage`.
         mean: of each channel, for a model of normalised images; None: it takes images from 0 to 1.
         std: likewise.
 
@@ -114,7 +132,7 @@ def victim_of(
     """
     controller = controller_of(model)
     if surrogate is None and controller.method.adaptive:
-        usual = {Halting: scores, Sampling: significance, Gating: usage}
+        usual = {Halting: running, Sampling: samples, Gating: usage}
         surrogate = next((loss for kind, loss in usual.items() if isinstance(controller.method, kind)), None)
         if surrogate is None:
             raise InputError("a surrogate for this method", type(controller.method).__name__, "pass surrogate=")

@@ -74,6 +74,25 @@ def scores_surrogate(scores: Sequence[Tensor], layers: Tensor) -> Tensor:
     return (run + most * (len(scores) - layers).to(run.dtype)).mean(1)
 
 
+def running_surrogate(scores: Sequence[Tensor], *, full: float = 0.99, spread: float = 0.1) -> Tensor:
+    """Minus the tokens that run in the blocks after the first, softly counted, as a mean over tokens; ours.
+
+    A token runs in block l + 1 while its scores c = h_1 + ... + h_l are below ``full``; here sigmoid((full - c) /
+    spread) of one does. So the gradient is where a little moves the count: at tokens that have just halted or are about
+    to, which on the published losses weigh as much as those that nothing will move.
+
+    Args:
+        scores: of each block, [n, tokens], 0 for tokens that do not run.
+        full: the sum at which a token halts, 1 - eps.
+        spread: of the step.
+
+    Returns:
+        [n], from minus (blocks - 1) to 0.
+    """
+    spent = torch.stack(list(scores[:-1])).cumsum(0) if len(scores) > 1 else scores[0].new_ones(0, *scores[0].shape)
+    return -((full - spent) / spread).sigmoid().sum(0).mean(1)
+
+
 def attention_surrogate(
     attention: Sequence[Tensor], alive: Sequence[Tensor], *, prefix: int = 1, weights: Sequence[float] = LAYER_WEIGHTS
 ) -> Tensor:
@@ -122,6 +141,30 @@ def significance_surrogate(significance: Sequence[Tensor], alive: Sequence[Tenso
         count = there.sum(1).clamp_min(1).to(mass.dtype)
         parts.append((share * share.clamp_min(tiny).log()).sum(1) + count.log() * share.sum(1))
     return torch.stack(parts).sum(0)
+
+
+def samples_surrogate(significance: Sequence[Tensor], alive: Sequence[Tensor], *, samples: int | None) -> Tensor:
+    """Minus the tokens that an even grid hits, in expectation, summed over layers; ours.
+
+    A token of share S_i of the significance holds a stretch of that length of the cumulative distribution. Of a grid of
+    K points at a random offset it is hit with probability min(1, K S_i). The sum is the count of tokens itself, where
+    entropy also rewards what moves mass among tokens that are hit anyway.
+
+    Args:
+        significance: of each layer, [n, patches], from 0 up, not normalised.
+        alive: of each of them, [n, patches], bool.
+        samples: K; None, or above the number of patches: that.
+
+    Returns:
+        [n], from minus K times the layers to 0.
+    """
+    parts = []
+    for mass, there in zip(significance, alive, strict=True):
+        mass = torch.where(there, mass, 0)
+        share = mass / mass.sum(1, keepdim=True).clamp_min(torch.finfo(mass.dtype).tiny)
+        count = mass.shape[1] if samples is None else min(samples, mass.shape[1])
+        parts.append((count * share).clamp(max=1).sum(1))
+    return -torch.stack(parts).sum(0)
 
 
 def usage_surrogate(
