@@ -12,6 +12,7 @@ import torch
 from active_twins import BROKEN_ACTIVE
 from adapt_twins import BROKEN_ADAPT
 from adaptive_twins import BROKEN_ADAPTIVE
+from attack_twins import BROKEN_ATTACK
 from represent_twins import BROKEN_REPRESENT
 from sampling_twins import BROKEN_SAMPLING
 from splat_twins import BROKEN_SPLATS
@@ -225,6 +226,7 @@ BROKEN = [
     *BROKEN_SAMPLING,
     *BROKEN_SPLATS,
     *BROKEN_ADAPTIVE,
+    *BROKEN_ATTACK,
     *BROKEN_ACTIVE,
     ("flop-counter", {"count": by_torch}, "forward, relative"),
     ("flop-counter", {"count": lambda fn: dataclasses.replace(count_flops(fn), missed=("aten::mm",))}, "missed"),
@@ -269,8 +271,9 @@ ATTENTION = ["linear", "recurrent", "clustered", "improved-clustered"]
 REPRESENT = ["mean-shift", "constrained-mean-shift", "regression"]
 EXTRA = {"importance-sampling": {"steps": 1}, "flop-counter": {}, **{name: {"tokens": 1024} for name in ATTENTION}}
 ADAPTIVE = ["token-merging", "keep-tokens", "token-sampling", "token-halting", "gating"]
-OTHER = ["nola", "attention-sampling", "splat-codec", "active-labels", *ADAPTIVE]
+OTHER = ["nola", "attention-sampling", "splat-codec", "active-labels", *ADAPTIVE, "attack"]
 EXTRA.update({name: {} for name in [*REPRESENT, *OTHER]})
+EXTRA["attack"] = {"steps": 10}
 
 
 @pytest.fixture(scope="module")
@@ -332,6 +335,18 @@ def test_fewer_tokens_cost_what_the_ledger_says(name: str, built) -> None:
         assert counted.missed == ()
         assert counted.value == adaptive.BATCH * an_image
     assert sides.quality["flops_an_image"][0] < 0.85 * sides.quality["flops_an_image"][1]
+
+
+def test_a_made_patch_undoes_what_chance_does_not_at_the_cost_of_its_steps(built) -> None:
+    """Each step and the last look: forward, and backward to the pixels alone, of 65 tokens in 4 blocks."""
+    ours, theirs = built["attack"].quality["attack_success"]
+    assert ours > theirs + 0.2
+    assert abs(theirs) < 0.2
+    counted = count_flops(built["attack"].method)
+    assert counted.missed == ()
+    assert count_flops(built["attack"].baseline).value == 0
+    layers, products = 4 * 2 * 65 * 64 * 64 * 12 + 2 * 64 * 64 * 192, 4 * 2 * 2 * 65 * 65 * 64
+    assert counted.value == pytest.approx(11 * 16 * (2 * layers + 3 * products), rel=0.01)
 
 
 def test_typical_images_are_of_more_classes_than_random_ones(built) -> None:

@@ -106,6 +106,19 @@ def test_a_transformer_is_thinned_on_two_processes(runs):
     assert any(bool(value.any()) for name, value in gates.items() if name.endswith("weight"))
 
 
+def test_two_processes_are_hardened_against_the_same_patches(runs):
+    """The first patch is of the same model on any number of processes, the second of one that has learnt a little."""
+    one, two = (run / "thin-avit" / "avit-0.0005" for run in runs)
+    alone, together = (load_file(folder / "patches.safetensors") for folder in (one, two))
+    assert alone.keys() == together.keys() == {"patch-1", "patch-2"}
+    assert torch.equal(alone["patch-1"], together["patch-1"])
+    note, other = (load_receipt(folder / RECEIPT).notes["defence"] for folder in (one, two))
+    assert [item["at"] for item in other["made"]] == [item["at"] for item in note["made"]] == [0, 0.5]
+    assert other["flops"] == 2 * note["flops"]  # each process makes them
+    known, found = (load_file(folder / WEIGHTS) for folder in (one, two))
+    assert all(float((known[name] - found[name]).abs().max()) < 1e-3 for name in known)
+
+
 def test_torchrun_from_the_shell(shape_folder, tmp_path):
     command = ["-m", "scrimp", "train", str(shape_folder), "--epochs", "2", "--device", "cpu", "--model", "convnet-8"]
     done = torchrun(2, *command, "--out", str(tmp_path / "run"), "--json", cwd=tmp_path)

@@ -1,4 +1,4 @@
-"""A transformer thinned by as many processes as there are: measured as it is, then with gates that learn.
+"""A transformer thinned by as many processes as there are: as it is, with gates that learn, and against patches.
 
 Called by the worker of test_distributed.
 """
@@ -16,6 +16,17 @@ _QUICK: dict[str, Any] = {"repeats": 0, "pictures": 0}
 _WAYS: dict[str, dict[str, Any]] = {
     "ats": {"samples": (9,)},
     "adavit": {"epochs": 1, "evaluations": 1, "optimizer": "sgd"},
+    "avit": {
+        "epochs": 1,
+        "evaluations": 1,
+        "lr": 1e-3,
+        "gate_scale": 2.0,
+        "gate_center": 1.0,
+        "baseline": "given",
+        "defend": 2,
+        "defend_steps": 4,
+        "defend_images": 16,
+    },
 }
 
 

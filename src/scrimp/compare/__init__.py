@@ -9,6 +9,7 @@ from scrimp.compare import (
     active,
     adapt,
     adaptive,
+    attack,
     attention,
     attention_sampling,
     flops,
@@ -168,6 +169,14 @@ COMPARISONS: tuple[Comparison, ...] = (
         baseline="same ViT, all tokens",
         check=adaptive.check_gating,
         sides=adaptive.sides_gating,
+    ),
+    Comparison(
+        name="attack",
+        method="universal patch",
+        reference="finite differences, by hand",
+        baseline="random patch",
+        check=attack.check,
+        sides=attack.sides,
     ),
     Comparison(
         name="active-labels",

@@ -18,6 +18,7 @@ from scrimp.jobs.interrupt import stop_requests
 from scrimp.jobs.progress import add_bar, figures, progress_bar
 from scrimp.jobs.setup import default_name
 from scrimp.jobs.thin_config import ThinConfig
+from scrimp.jobs.thin_defend import defence_section
 from scrimp.jobs.thin_fit import Thinned, ThinSetup, Training, fine_tune
 from scrimp.jobs.thin_measure import Answers, answers, export, forms_apart, speeds
 from scrimp.jobs.thin_methods import DENSE, Build, Setting, build_of, settings_of
@@ -107,15 +108,15 @@ def _check_batch(config: ThinConfig, images: int, accelerator: Accelerator) -> N
         raise InputError(wanted, f"{config.batch_size}", "pass another --batch-size")
 
 
-def _shown(progress: Any, way: str, resolved: dict[str, Any]) -> Callable[[Spent | None], None]:
+def _shown(progress: Any, way: str, resolved: dict[str, Any]) -> Callable[..., None]:
     bar, budget = add_bar(progress, way), resolved["budget_flops"].get(way)
 
-    def report(spent: Spent | None) -> None:
+    def report(spent: Spent | None, doing: str = "") -> None:
         if spent is None or budget is None:
             progress.update(bar, completed=1.0)
         else:
             latest = spent.curve[-1] if spent.curve else {}
-            progress.update(bar, completed=0.95 * spent.flops / budget, figures=figures(latest))
+            progress.update(bar, completed=0.95 * spent.flops / budget, figures=doing or figures(latest))
 
     return report
 
@@ -130,7 +131,7 @@ class _Job:
     costs: dict[str, StepCost]
     stop: Callable[[], bool]
 
-    def way(self, setting: Setting | None, report: Callable[[Spent | None], None]) -> Receipt:
+    def way(self, setting: Setting | None, report: Callable[..., None]) -> Receipt:
         """Trained, measured and written, or read from where an interrupted run left it."""
         way = DENSE if setting is None else setting.way
         home, config = self.folder / way, self.setup.config
@@ -183,6 +184,8 @@ def _blank(job: _Job, way: str, given: Answers, training: Receipt | None) -> Rec
         "precision": setup.accelerator.mixed_precision,
         "fine-tuning": None if training is None else training.cost.to_dict(),
     }
+    if training is not None and "defence" in training.notes:
+        notes["defence"] = training.notes["defence"]
     return Receipt(
         kind="run",
         name=job.name,
@@ -212,6 +215,8 @@ def _write_report(folder: Path, receipts: list[Receipt]) -> None:
         picture = folder / item.way / KEPT
         if picture.is_file():
             found.append(replace(kept_section(item.way, picture.read_bytes()), first=True))
+        if "defence" in item.notes:
+            found.append(defence_section(item.way, item.notes["defence"], folder / item.way))
     trained = [folder / item.way / "training" / RECEIPT for item in receipts]
     tuned = [load_receipt(file) for file in trained if file.is_file()]
     write_report([*receipts, *tuned], folder / REPORT, sections=found)

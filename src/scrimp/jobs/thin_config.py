@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -14,8 +14,11 @@ from scrimp.primitives.errors import InputError
 Method = Literal["tome", "keep", "ats", "avit", "adavit"]
 LEARNT = ("avit", "adavit")
 """Methods that learn what to leave out, and without that know nothing."""
+BY_IMAGE = ("ats", "avit", "adavit")
+"""Methods whose cost depends on the image, so that an image can be made to raise it."""
 VALUES = {"tome": "r", "keep": "ratio", "ats": "samples", "avit": "ponder", "adavit": "usage"}
 """The setting that says how much a method leaves out."""
+_DEFENCE = ("defend_steps", "defend_images")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +83,22 @@ class ThinConfig(JobConfig):
     """Alternating pairs of calls that are timed at each; 0: none."""
     pictures: int = 4
     """Images whose tokens the report shows, from the cheapest to the dearest."""
+    defend: int = 0
+    """ats, avit, adavit: harden the fine-tuning against patches that raise what images cost. So many are made over the
+    budget, each on the model as it is then; later batches carry one of them. Making them comes on top of the budget.
+    Start from weights of scrimp thin: of a model that saves nothing yet a patch learns nothing."""
+    defend_size: float = 0.08
+    """Share of an image's area that a patch covers, as a square."""
+    defend_steps: int = 500
+    """Steps that a patch is made by."""
+    defend_rate: float = 0.8
+    """Learning rate of these steps, for pixels from 0 to 1."""
+    defend_clean: float = 0.5
+    """Share of the batches that carry no patch, from 0 (as published) to below 1."""
+    defend_images: int = 256
+    """Training images that patches are made on, --batch-size of them a step."""
+    defend_place: Literal["top-left", "random"] = "top-left"
+    """Where patches go; random: anywhere, drawn for each image."""
     batch_size: int = 32
     """Images a step of training, over all processes together; evaluation takes four times as many."""
     optimizer: Literal["sgd", "adamw", "radam"] = "adamw"
@@ -138,10 +157,22 @@ class ThinConfig(JobConfig):
             raise InputError(
                 f"settings of {self.method}", f"--{strange[0]}", "leave it out, or choose another --method"
             )
+        self._check_defence()
+
+    def _check_defence(self) -> None:
+        usual = {field.name: field.default for field in fields(self) if field.name.startswith("defend_")}
+        changed = [name.replace("_", "-") for name, value in usual.items() if getattr(self, name) != value]
+        if changed and not self.defend:
+            raise InputError(f"--defend N with --{changed[0]}", "no --defend", "pass both, or neither")
+        if self.defend and self.method not in BY_IMAGE:
+            cost = f"{self.method}, which spends the same on every image"
+            raise InputError(f"--defend with --method {', '.join(BY_IMAGE)}", cost, "leave --defend out")
+        if self.defend and not self.trains:
+            raise InputError("a budget to --defend in", "none", "pass --epochs, --flops or --minutes")
 
     def _ranges(self) -> dict[str, tuple[bool, str]]:
-        least_one = ("max_flops", "max_tokens", "size", "batch_size", "evaluations", "probe")
-        least_zero = ("epochs", "flops", "minutes", "repeats", "pictures", "weight_decay", "workers")
+        least_one = ("max_flops", "max_tokens", "size", "batch_size", "evaluations", "probe", *_DEFENCE)
+        least_zero = ("epochs", "flops", "minutes", "repeats", "pictures", "weight_decay", "workers", "defend")
         whole = {name: (getattr(self, name) is None or getattr(self, name) >= 1, "at least 1") for name in least_one}
         rest = {name: (getattr(self, name) is None or getattr(self, name) >= 0, "at least 0") for name in least_zero}
         shares = {name: (_all(getattr(self, name), 1e-9, 1), "above 0, at most 1") for name in ("ratio", "usage")}
@@ -156,6 +187,9 @@ class ThinConfig(JobConfig):
             "batches": (_all(self.batches, 1), "with different numbers from 1 up"),
             "lr": (self.lr is None or self.lr > 0, "above 0"),
             "gate_lr": (self.gate_lr is None or self.gate_lr > 0, "above 0"),
+            "defend_size": (0 < self.defend_size <= 1, "above 0, at most 1"),
+            "defend_rate": (self.defend_rate > 0, "above 0"),
+            "defend_clean": (0 <= self.defend_clean < 1, "in [0, 1)"),
             "warmup": (0 <= self.warmup < 1, "in [0, 1)"),
             "checkpoint_seconds": (self.checkpoint_seconds > 0, "above 0"),
         }

@@ -17,12 +17,14 @@ from scrimp.jobs.budget import StepCost, checked_budget, count_step, flops_in, t
 from scrimp.jobs.config import ModelConfig
 from scrimp.jobs.engine import slowest, tracked
 from scrimp.jobs.evaluate import evaluate, ready
-from scrimp.jobs.fit import Fitting, Spent
+from scrimp.jobs.fit import Fitting, _now
 from scrimp.jobs.folder import CHECKPOINT, RECEIPT, WEIGHTS, plain
+from scrimp.jobs.interrupt import Interrupted, stop_requests
 from scrimp.jobs.once import cost_of, save_weights
 from scrimp.jobs.optim import peak_rate
 from scrimp.jobs.sampling import Sampling, by_loss
 from scrimp.jobs.thin_config import ThinConfig
+from scrimp.jobs.thin_defend import Defence
 from scrimp.jobs.thin_methods import Setting, gates_of
 from scrimp.jobs.thin_models import GATES, ThinSubject
 from scrimp.meter import EnergyWindow, ResidentPeak
@@ -101,7 +103,11 @@ class ThinSetup:
             # Passes are of whole batches, as the sampler deals them.
             budgets.append(cost.train * (len(self.data.train) // config.batch_size * config.batch_size) * config.epochs)
         # A little more than whole steps, lest the last one is lost to rounding.
-        return checked_budget(min(budgets) * (1 + 1e-9), step)
+        budget = checked_budget(min(budgets) * (1 + 1e-9), step)
+        if setting is not None and config.defend > budget // step:
+            got = f"{config.defend} and {budget // step:.0f} steps"
+            raise InputError("as many steps of training as --defend patches, or more", got, "raise the budget")
+        return budget
 
     def _seconds(self, setting: Setting | None) -> tuple[float, float]:
         """Wall seconds of one training step and of one forward pass, the slowest process's."""
@@ -142,6 +148,46 @@ class ThinFitting(Fitting):
             seed=setup.config.seed,
             checkpoint=checkpoint,
         )
+        hardened = setup.config.defend and self.controller is not None
+        self.defence = Defence(setup.config, setup.data, thinned.model, setup.accelerator) if hardened else None
+
+    def run(self, report: Callable[..., None]) -> None:
+        """As `Fitting.run`; ``report`` is also told, as a second argument, of a patch that is being made."""
+        self._report = report
+        with stop_requests() as stop:
+            self._harden(stop)
+        super().run(report)
+
+    def _pause(self, begin: tuple[float, float], stop: Callable[[], bool]) -> tuple[float, float]:
+        begin = super()._pause(begin, stop)
+        if not self._patch_due():
+            return begin
+        self._clock(begin)
+        self._harden(stop)
+        return _now()
+
+    def _patch_due(self) -> bool:
+        return self.defence is not None and not self.done and self.defence.due(self.spent.flops / self.budget)
+
+    def _harden(self, stop: Callable[[], bool]) -> None:
+        """Make the patches that are due; stopped within one, it is made anew and alike when the run goes on."""
+        try:
+            while self._patch_due():
+                assert self.defence is not None
+                self.defence.grow(self.spent.flops / self.budget, lambda doing: self._report(self.spent, doing), stop)
+                if self.defence.stops(stop):
+                    raise Interrupted
+        except Interrupted:
+            if self.spent.steps:  # before the first step there is nothing to go on from
+                self.save()
+            raise
+
+    def _more_state(self) -> dict[str, Any]:
+        return {} if self.defence is None else {"defence": self.defence.state_dict()}
+
+    def _take_up(self, state: dict[str, Any]) -> None:
+        if self.defence is not None:
+            self.defence.load_state_dict(state["defence"])
 
     def _set_apart(self) -> None:
         """New gates are far from where they shut: at a rate that is right for trained weights they would stay open."""
@@ -157,6 +203,8 @@ class ThinFitting(Fitting):
         )
 
     def _losses(self, images: Any, labels: Any) -> tuple[Tensor, Tensor]:
+        if self.defence is not None:
+            images = self.defence.on(images, self.spent.steps)
         losses, logits = super()._losses(images, labels)
         if self.setting is None or self.controller is None:
             return losses, logits
@@ -189,7 +237,7 @@ def evaluation_rows(config: ThinConfig) -> int:
 
 
 def fine_tune(
-    setup: ThinSetup, setting: Setting | None, run: Training, report: Callable[[Spent], None]
+    setup: ThinSetup, setting: Setting | None, run: Training, report: Callable[..., None]
 ) -> tuple[Thinned, Controller | None, Receipt]:
     """Train, save the weights, write the receipt; a finished run is read back, an interrupted one goes on.
 
@@ -236,6 +284,8 @@ def _save(setup: ThinSetup, setting: Setting | None, fitting: ThinFitting, folde
         size += len(content)
         if setup.accelerator.is_main_process:
             write_atomic(folder / GATES, content)
+    if fitting.defence is not None and setup.accelerator.is_main_process:
+        fitting.defence.save(folder)
     return size
 
 
@@ -280,5 +330,6 @@ def _receipt(setup: ThinSetup, run: Training, fitting: ThinFitting) -> Receipt:
             "device": str(setup.accelerator.device),
             "precision": setup.accelerator.mixed_precision,
             "resumed": fitting.spent.resumes,
+            **({} if fitting.defence is None else {"defence": fitting.defence.note()}),
         },
     )
