@@ -17,6 +17,7 @@ import tyro
 
 from scrimp import __version__
 from scrimp.jobs.adapt_config import AdaptConfig
+from scrimp.jobs.audit_config import AuditConfig
 from scrimp.jobs.config import CompareConfig, ReportConfig, StudyConfig, TrainConfig
 from scrimp.jobs.distill_config import DistillConfig
 from scrimp.jobs.merge_config import MergeConfig
@@ -42,6 +43,7 @@ _CONFIGS: dict[str, type] = {
     "zoom predict": ZoomPredictConfig,
     "swap": SwapConfig,
     "thin": ThinConfig,
+    "audit": AuditConfig,
     "pixels train": PixelsTrainConfig,
     "pixels sample": PixelsSampleConfig,
     **{f"splats {verb}": config for verb, config in SPLATS.items()},
@@ -256,6 +258,20 @@ def _thin(config: ThinConfig) -> int:
     return 0
 
 
+def _audit(config: AuditConfig) -> int:
+    from scrimp.jobs.audit import audit
+
+    done = guard(lambda: audit(config), "audit")
+    if config.json:
+        show(done.receipts, as_json=True)
+        return 0
+    from scrimp.jobs.audit_page import PAGE, audit_table
+
+    console().print(audit_table(done.content))
+    say(f"report: {done.folder / PAGE}", config.json)
+    return 0
+
+
 def _pixels_train(config: PixelsTrainConfig) -> int:
     from scrimp.jobs.pixels import pixels_train
 
@@ -297,6 +313,7 @@ _COMMANDS: dict[type, Callable[[Any], int]] = {
     ZoomPredictConfig: _zoom_predict,
     SwapConfig: _swap,
     ThinConfig: _thin,
+    AuditConfig: _audit,
     PixelsTrainConfig: _pixels_train,
     PixelsSampleConfig: _pixels_sample,
     **SPLATS_COMMANDS,

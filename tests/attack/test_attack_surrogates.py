@@ -92,6 +92,9 @@ def test_attention_is_the_weighted_distance_from_uniform() -> None:
     assert attention_surrogate([even], [torch.ones(1, 4).bool()]).tolist() == [0]
     with pytest.raises(InputError, match="sample in some block"):
         attention_surrogate([], [])
+    for surrogate in (significance_surrogate, lambda *two: samples_surrogate(*two, samples=3)):
+        with pytest.raises(InputError, match="sample in some block"):
+            surrogate([], [])
 
 
 def test_significance_is_the_divergence_from_uniform() -> None:

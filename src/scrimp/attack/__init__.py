@@ -5,7 +5,7 @@ A `Victim` tells the FLOPs of every image, counted, and gives a differentiable l
 costs alone, `query_patch` and `query_perturb`. Controls: `random_patch` (baseline), goal ``accuracy``, `flat_colours`,
 `noise_images`. `attack_success`, `transfer` and `batch_poisoning` say how far it went. Defences: `PatchSet` to train
 with, `median_filter` and `gaussian_filter` before the model (`Filtered`), `fit_detector` on what the policy did; and
-the hard budget that an adaptive model's controller holds by itself.
+the hard budget that an adaptive model's controller holds by itself. `audit` runs all of it under a budget and judges.
 """
 
 from scrimp.attack.attached import (
@@ -21,6 +21,8 @@ from scrimp.attack.attached import (
     usage,
     victim_of,
 )
+from scrimp.attack.audit import FILTERS, audit
+from scrimp.attack.audit_report import AuditReport
 from scrimp.attack.controls import flat_colours, noise_images
 from scrimp.attack.detector import Detector, fit_detector
 from scrimp.attack.exits import MultiExit
@@ -43,10 +45,15 @@ from scrimp.attack.surrogates import (
     significance_surrogate,
     usage_surrogate,
 )
+from scrimp.attack.trials import Case, Trial
+from scrimp.attack.verdict import Verdict, judge
 from scrimp.attack.victim import Victim, costs_of, frozen
 
 __all__ = [
+    "FILTERS",
     "AdaptiveVictim",
+    "AuditReport",
+    "Case",
     "Detector",
     "Filtered",
     "Goal",
@@ -57,11 +64,14 @@ __all__ = [
     "Perturbation",
     "Poisoning",
     "PolicyLoss",
+    "Trial",
+    "Verdict",
     "Victim",
     "Victims",
     "attack_success",
     "attention",
     "attention_surrogate",
+    "audit",
     "batch_poisoning",
     "costs_of",
     "exits_surrogate",
@@ -69,6 +79,7 @@ __all__ = [
     "flat_colours",
     "frozen",
     "gaussian_filter",
+    "judge",
     "median_filter",
     "noise_images",
     "perturb",

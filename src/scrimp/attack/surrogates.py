@@ -110,9 +110,9 @@ def attention_surrogate(
     Returns:
         [n], from 0.
     """
-    if not attention or len(attention) != len(alive) or not weights:
-        saw = f"{len(attention)} of attention, {len(alive)} of tokens, {len(weights)} weights"
-        raise InputError("as many layers of attention as of tokens, and weights", saw, "sample in some block")
+    _check_layers(attention, alive)
+    if not weights:
+        raise InputError("a weight or more", "none", "pass weights=")
     parts = []
     for index, (row, there) in enumerate(zip(attention, alive, strict=True)):
         even = 1 / there.sum(1)[:, None, None].to(row.dtype)
@@ -133,6 +133,7 @@ def significance_surrogate(significance: Sequence[Tensor], alive: Sequence[Tenso
     Returns:
         [n], from 0 to the sum of log N.
     """
+    _check_layers(significance, alive)
     parts = []
     for mass, there in zip(significance, alive, strict=True):
         mass = torch.where(there, mass, 0)
@@ -158,6 +159,7 @@ def samples_surrogate(significance: Sequence[Tensor], alive: Sequence[Tensor], *
     Returns:
         [n], from minus K times the layers to 0.
     """
+    _check_layers(significance, alive)
     parts = []
     for mass, there in zip(significance, alive, strict=True):
         mass = torch.where(there, mass, 0)
@@ -195,3 +197,9 @@ def exits_surrogate(logits: Sequence[Tensor]) -> Tensor:
         [n], from exits * log(classes).
     """
     return torch.stack([-one.log_softmax(1).mean(1) for one in logits]).sum(0)
+
+
+def _check_layers(seen: Sequence[Tensor], alive: Sequence[Tensor]) -> None:
+    if not seen or len(seen) != len(alive):
+        saw = f"{len(seen)} and {len(alive)}"
+        raise InputError("what some layers saw, and as many of their tokens", saw, "sample in some block")
