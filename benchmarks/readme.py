@@ -16,6 +16,7 @@ import tyro
 import adapt_tables as adapt
 import adaptive_accuracy_tables as thinned
 import adaptive_tables as adaptive
+import attack_tables as attack
 import attention_tables as attention
 import distillation
 import few_labels
@@ -27,6 +28,7 @@ import splat_training_tables as training
 import zoom_tables as zoom
 from acceptance import ADAPT_LINES, ATTENTION_LINES, LINES, REPRESENT_LINES, ZOOM_LINES, Line
 from adaptive_lines import ADAPTIVE_LINES
+from attack_lines import ATTACK_LINES
 from scrimp.primitives.errors import InputError
 from scrimp.primitives.files import write_atomic
 from scrimp.receipts import load_receipt
@@ -64,7 +66,8 @@ def tables() -> str:
     zooming = ["## Large images", "", *head, *map(line_row, ZOOM_LINES)]
     splats = ["## Splats", "", *head, *map(line_row, SPLAT_LINES)]
     thinning = ["## Adaptive transformers", "", *head, *map(line_row, ADAPTIVE_LINES)]
-    parts = [training, attentive, learning, adapting, zooming, splats, thinning]
+    attacking = ["## Attacks on the cost", "", *head, *map(line_row, ATTACK_LINES)]
+    parts = [training, attentive, learning, adapting, zooming, splats, thinning, attacking]
     return "\n\n".join("\n".join(part) for part in parts)
 
 
@@ -85,6 +88,7 @@ def cards() -> dict[Path, str]:
         DOCS / "attention-sampling.md": zoom.card(RECEIPTS, DOCS / "images" / "zoom.png"),
         DOCS / "splats.md": "\n\n".join(splat_tables()),
         DOCS / "adaptive.md": "\n\n".join([adaptive.card(RECEIPTS), thinned.card(RECEIPTS)]),
+        DOCS / "audit.md": attack.card(RECEIPTS),
     }
 
 

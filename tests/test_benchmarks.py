@@ -32,6 +32,9 @@ HELPERS = {
     "adaptive_models.py",
     "adaptive_runtimes.py",
     "adaptive_tables.py",
+    "attack_lines.py",
+    "attack_models.py",
+    "attack_tables.py",
     "splat_lines.py",
     "splat_peers.py",
     "splat_tables.py",
@@ -73,7 +76,7 @@ def run_of(readme: ModuleType, policy: str, *, share: float = 1.0, seed: int = 0
 def every_line(readme: ModuleType) -> list[object]:
     own, attentive, learning = readme.LINES, readme.ATTENTION_LINES, readme.REPRESENT_LINES
     later = [*readme.ADAPT_LINES, *readme.ZOOM_LINES, *readme.SPLAT_LINES, *readme.ADAPTIVE_LINES]
-    return [*own, *attentive, *learning, *later]
+    return [*own, *attentive, *learning, *later, *readme.ATTACK_LINES]
 
 
 def setting_row(readme: ModuleType, policy: str) -> list[str]:
