@@ -21,6 +21,7 @@ import attention_tables as attention
 import distillation
 import few_labels
 import importance_sampling as sampling
+import label_accuracy_tables as labels
 import represent_tables as represent
 import representations
 import splat_tables as splat
@@ -29,6 +30,7 @@ import zoom_tables as zoom
 from acceptance import ADAPT_LINES, ATTENTION_LINES, LINES, REPRESENT_LINES, ZOOM_LINES, Line
 from adaptive_lines import ADAPTIVE_LINES
 from attack_lines import ATTACK_LINES
+from label_lines import LABEL_LINES
 from scrimp.primitives.errors import InputError
 from scrimp.primitives.files import write_atomic
 from scrimp.receipts import load_receipt
@@ -67,7 +69,8 @@ def tables() -> str:
     splats = ["## Splats", "", *head, *map(line_row, SPLAT_LINES)]
     thinning = ["## Adaptive transformers", "", *head, *map(line_row, ADAPTIVE_LINES)]
     attacking = ["## Attacks on the cost", "", *head, *map(line_row, ATTACK_LINES)]
-    parts = [training, attentive, learning, adapting, zooming, splats, thinning, attacking]
+    labelling = ["## Labels", "", *head, *map(line_row, LABEL_LINES)]
+    parts = [training, attentive, learning, adapting, zooming, splats, thinning, attacking, labelling]
     return "\n\n".join("\n".join(part) for part in parts)
 
 
@@ -89,6 +92,7 @@ def cards() -> dict[Path, str]:
         DOCS / "splats.md": "\n\n".join(splat_tables()),
         DOCS / "adaptive.md": "\n\n".join([adaptive.card(RECEIPTS), thinned.card(RECEIPTS)]),
         DOCS / "audit.md": attack.card(RECEIPTS),
+        DOCS / "label.md": "\n\n".join([labels.card(RECEIPTS), labels.speed_table(RECEIPTS)]),
     }
 
 

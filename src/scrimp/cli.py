@@ -20,6 +20,7 @@ from scrimp.jobs.adapt_config import AdaptConfig
 from scrimp.jobs.audit_config import AuditConfig
 from scrimp.jobs.config import CompareConfig, ReportConfig, StudyConfig, TrainConfig
 from scrimp.jobs.distill_config import DistillConfig
+from scrimp.jobs.label_config import LabelConfig
 from scrimp.jobs.merge_config import MergeConfig
 from scrimp.jobs.pixels_config import PixelsSampleConfig, PixelsTrainConfig
 from scrimp.jobs.pretrain_config import PretrainConfig
@@ -38,6 +39,7 @@ _CONFIGS: dict[str, type] = {
     "distill": DistillConfig,
     "probe": ProbeConfig,
     "adapt": AdaptConfig,
+    "label": LabelConfig,
     "merge": MergeConfig,
     "zoom train": ZoomTrainConfig,
     "zoom predict": ZoomPredictConfig,
@@ -202,6 +204,17 @@ def _adapt(config: AdaptConfig) -> int:
     return 0
 
 
+def _label(config: LabelConfig) -> int:
+    from scrimp.jobs.folder import REPORT
+    from scrimp.jobs.label import label
+
+    done = guard(lambda: label(config), "label")
+    show(done.receipts, config.json)
+    say(f"labels: {done.labels}", config.json)
+    say(f"report: {done.folder / REPORT}", config.json)
+    return 0
+
+
 def _merge(config: MergeConfig) -> int:
     from scrimp.jobs.merge import merge
 
@@ -308,6 +321,7 @@ _COMMANDS: dict[type, Callable[[Any], int]] = {
     DistillConfig: _distill,
     ProbeConfig: _probe,
     AdaptConfig: _adapt,
+    LabelConfig: _label,
     MergeConfig: _merge,
     ZoomTrainConfig: _zoom_train,
     ZoomPredictConfig: _zoom_predict,

@@ -137,10 +137,10 @@ class StudyConfig(JobConfig, ModelConfig):
     ways: tuple[str, ...] = ("uniform", "history", "prune", "presample")
     """Which ways to compare; the first is the conventional one. Each is a sampling way (uniform, history, prune,
     presample) or stages joined by "+": pretrain (an encoder from all images, no labels), distill (from it into the
-    model), and at the end probe (a linear classifier on its features), adapt (a classifier and a few numbers, the rest
-    frozen) or a sampling way (training it all), such as pretrain+probe, pretrain+adapt, pretrain+distill+probe,
-    pretrain+uniform. The optimiser's settings and augmentation are of the sampling ways; the other stages keep their
-    jobs' own."""
+    model), and at the end probe (a linear classifier on its features), label (the same on as many labels, but of images
+    chosen by these), adapt (a classifier and a few numbers, the rest frozen) or a sampling way (training it all), as in
+    pretrain+probe, pretrain+label, pretrain+adapt, pretrain+distill+probe, pretrain+uniform. The optimiser's settings
+    and augmentation are of the sampling ways; the other stages keep their jobs' own."""
     labelled: float = 1.0
     """Share of the training images whose label may be used: the same of every class, at least one each. Pretraining and
     distilling see all images, without labels; everything else only the labelled ones, at the same budget (a step takes

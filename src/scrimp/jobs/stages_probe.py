@@ -77,20 +77,39 @@ def _feature_flops(context: Context) -> float:
 
 
 def _run(context: Context) -> Receipt:
+    return probe_receipt(context, "probe", encoded_rows(context), lambda features: torch.arange(len(context.labelled)))
+
+
+def probe_receipt(context: Context, name: str, rows: Tensor, choose: Callable[[Tensor], Tensor]) -> Receipt:
+    """Fit a probe, and leave it and its receipt in the stage's folder; one that is there is read back on resumption.
+
+    Args:
+        name: of the stage.
+        rows: training images whose features are taken; mean and deviation come from all of them.
+        choose: places among ``rows`` of those whose labels are used, from all their features; called on one process,
+            and twice with the same result, as counting FLOPs slows it down.
+
+    Raises:
+        InputError: no encoder before it.
+    """
     done = context.folder / RECEIPT
     if context.resume and done.is_file():
         return load_receipt(done)
     accelerator, data = context.setup.accelerator, context.setup.data
     if context.encoder is None:
-        raise InputError("a stage before probe that makes an encoder", "none", "write pretrain+probe")
+        raise InputError(f"a stage before {name} that makes an encoder", "none", f"write pretrain+{name}")
     encoder = load_encoder(context.encoder)
     encoder.model.to(accelerator.device)
-    rows, labelled = encoded_rows(context), context.labelled
+
+    def fit() -> tuple[Tensor, LinearProbe]:
+        places = choose(features)
+        labels, classes = data.train.labels[rows[places]], len(data.classes)
+        return places, fit_linear_probe(features[places], labels, classes=classes, unlabelled=features)
+
     with ResidentPeak() as peak, EnergyWindow() as energy:
         begin, cpu = time.perf_counter(), time.process_time()
         features = _features(encoder, data.train, rows, context)
-        fit = functools.partial(_fitted, features, data.train.labels[labelled], len(data.classes))
-        probe = shared(accelerator, fit)
+        places, probe = shared(accelerator, fit)
         seconds, cpu_seconds = time.perf_counter() - begin, time.process_time() - cpu
     flops = shared(accelerator, lambda: counted_passes(encoder, data.train, len(rows), fit))
     size = shared(accelerator, lambda: save_probe(probe, context.folder / PROBE, data.classes))
@@ -102,11 +121,11 @@ def _run(context: Context) -> Receipt:
         joules=energy.reading,
         stored_bytes=Reading(float(size), HOW["stored_bytes"]),
         samples=Reading(0.0, HOW["samples"]),
-        labels=Reading(float(len(labelled)), HOW["labels"]),
+        labels=Reading(float(len(places)), HOW["labels"]),
     )
     test = _features(encoder, data.test, torch.arange(len(data.test)), context)
-    quality = probe_quality(probe, (features[: len(labelled)], data.train.labels[labelled]), (test, data.test.labels))
-    receipt = _receipt(context, quality, cost)
+    labelled = (features[places], data.train.labels[rows[places]])
+    receipt = _receipt(context, name, len(rows), probe_quality(probe, labelled, (test, data.test.labels)), cost)
     if accelerator.is_main_process:
         save_receipt(receipt, done)
     accelerator.wait_for_everyone()
@@ -119,11 +138,6 @@ def _features(encoder: Encoder, images: Images, rows: Tensor, context: Context) 
     mine = images.take(shared_out(rows, accelerator))
     found = features_of(encoder, mine, device=accelerator.device, batch_size=EVALUATION_BATCH)
     return put_together(found.to(accelerator.device), len(rows), accelerator).cpu()
-
-
-def _fitted(features: Tensor, labels: Tensor, classes: int) -> LinearProbe:
-    """On the first rows' features, which are those with labels; mean and deviation come from all."""
-    return fit_linear_probe(features[: len(labels)], labels, classes=classes, unlabelled=features)
 
 
 def counted_passes(encoder: Encoder, images: Images, rows: int, fit: Callable[[], Any]) -> Reading:
@@ -172,19 +186,19 @@ def probe_quality(
     }
 
 
-def _receipt(context: Context, quality: dict[str, float | None], cost: Cost) -> Receipt:
-    point: dict[str, float | None] = {name: getattr(cost, name).value for name in ("flops", "seconds", "cpu_seconds")}
+def _receipt(context: Context, name: str, seen: int, quality: dict[str, float | None], cost: Cost) -> Receipt:
+    point: dict[str, float | None] = {key: getattr(cost, key).value for key in ("flops", "seconds", "cpu_seconds")}
     return Receipt(
         kind="run",
         name=context.stage_name,
-        way="probe",
+        way=name,
         seed=context.seed,
         quality=quality,
         cost=cost,
         curve=[{**point, "samples": 0.0, **quality}],
         config={"budget_flops": context.budget},
         notes={
-            "features of": f"{len(encoded_rows(context))} training images",
-            "train_loss measured on": f"{len(context.labelled)} fixed training images",
+            "features of": f"{seen} training images",
+            "train_loss measured on": f"{int(cost.labels.value or 0)} fixed training images",
         },
     )

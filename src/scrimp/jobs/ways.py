@@ -9,6 +9,7 @@ from scrimp.jobs.sampling import SAMPLINGS
 from scrimp.jobs.stages import Context, Stage, Way, check_way, run_way, train_with
 from scrimp.jobs.stages_adapt import adapt_with
 from scrimp.jobs.stages_encoder import distill_with, pretrain_with
+from scrimp.jobs.stages_label import label_stage
 from scrimp.jobs.stages_probe import probe_stage
 from scrimp.jobs.stages_receipt import join_stages
 from scrimp.primitives.errors import InputError
@@ -26,8 +27,8 @@ __all__ = [
 ]
 
 TRAIN_SHARE = 0.2
-"""Of a run's budget, what adapt or a sampling way gets that trains on from an encoder. A probe's passes are taken off
-first."""
+"""Of a run's budget, what adapt or a sampling way gets that trains on from an encoder. The passes of a probe, or of
+label, are taken off first."""
 DISTILL_SHARE = 0.4
 """Of what is left for the encoder, what distilling gets, the teacher's passes included; pretraining gets the rest."""
 
@@ -38,11 +39,13 @@ WAYS: tuple[Way, ...] = (
     Way("presample", "importance sampling from a larger scored batch, when that pays", (train_with("presample"),)),
 )
 
-_ENDS = ("probe", "adapt", *SAMPLINGS)
+_ON_FEATURES = ("probe", "label")
+_ENDS = (*_ON_FEATURES, "adapt", *SAMPLINGS)
 _ABOUT = {
     "pretrain": "an encoder from images without labels",
     "distill": "taught to the model",
     "probe": "a linear classifier on its features",
+    "label": "a linear classifier on its features, the labels it learns from chosen by these",
     "adapt": "a classifier on it and a few numbers in it trained, the rest frozen",
 }
 
@@ -66,12 +69,13 @@ def find_ways(names: tuple[str, ...]) -> list[Way]:
 def _joined(name: str) -> Way:
     parts = name.split("+")
     _check_order(name, parts)
-    last = 0.0 if parts[-1] == "probe" else TRAIN_SHARE
+    last = 0.0 if parts[-1] in _ON_FEATURES else TRAIN_SHARE
     distill = DISTILL_SHARE * (1 - last) if "distill" in parts else 0.0
     made = {
         "pretrain": pretrain_with(1 - last - distill, teacher="distill" in parts),
         "distill": distill_with(distill),
         "probe": probe_stage(),
+        "label": label_stage(),
         "adapt": adapt_with(last),
         **{sampling: train_with(sampling, last) for sampling in SAMPLINGS},
     }
@@ -87,7 +91,7 @@ def _check_order(name: str, parts: list[str]) -> None:
         f"stages out of: {', '.join(stages)}": bool(strangers),
         "each stage at most once in a way": len(set(parts)) < len(parts),
         "pretrain before all that builds on an encoder": parts[0] != "pretrain",
-        "a way that ends in probe, adapt or a sampling way": parts[-1] not in _ENDS,
+        "a way that ends in probe, label, adapt or a sampling way": parts[-1] not in _ENDS,
         f"nothing after {ends[0] if ends else 'the end'}": len(ends) > 1,
     }
     for wanted, wrong in broken.items():

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from scrimp.primitives.errors import InputError
-from scrimp.primitives.seeding import CHUNK, Gaps, Points, plus_plus, squared_distances
+from scrimp.primitives.seeding import CHUNK, Gaps, Points, nearest_of, plus_plus
 
 
 @dataclass(frozen=True)
@@ -64,15 +64,17 @@ def kmeans(
         raise InputError("iterations and batch of at least 1", f"{iterations}, {batch}", "raise them")
     heavy = torch.ones(len(rows), device=values.device) if weights is None else weights
     wide = torch.promote_types(values.dtype, torch.float32)
-    taught, mass = rows, heavy
+    drawn = torch.arange(len(rows), device=values.device)
     if batch * k < len(rows):
         drawn = torch.randperm(len(rows), generator=generator)[: batch * k].to(values.device)
-        taught, mass = rows[drawn], heavy[drawn]
-    lesson = values[taught].to(wide)
+    lesson, mass = values[rows[drawn]].to(wide), heavy[drawn]
     middle = lesson.mean(0)
-    centres = _moved(lesson.sub_(middle), mass.to(wide), k, iterations, generator)
-    pieces = [assign(values[part].to(wide) - middle, centres) for part in rows.split(CHUNK)]
-    labels, squared = (torch.cat(parts) for parts in zip(*pieces, strict=True))
+    centres, *told = _moved(lesson.sub_(middle), mass.to(wide), k, iterations, generator)
+    labels = torch.full((len(rows),), -1, device=values.device)
+    squared = lesson.new_zeros(len(rows))
+    labels[drawn], squared[drawn] = told
+    for part in (labels < 0).nonzero().flatten().split(CHUNK):
+        labels[part], squared[part] = assign(values[rows[part]].to(wide) - middle, centres)
     return Clusters(centres + middle, labels, squared)
 
 
@@ -89,29 +91,58 @@ def assign(values: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
     lengths = centres.square().sum(1)
     pieces = []
     for piece in values.split(CHUNK):
-        distances = squared_distances(piece.square().sum(1), lengths, piece @ centres.T)
-        squared, labels = distances.min(1)
+        squared, labels = nearest_of(piece.square().sum(1), lengths, piece @ centres.T)
         pieces.append((labels, squared))
     if not pieces:
         return torch.zeros(0, dtype=torch.int64, device=values.device), values.new_zeros(0)
     return torch.cat([item[0] for item in pieces]), torch.cat([item[1] for item in pieces])
 
 
-def _moved(rows: Tensor, mass: Tensor, k: int, iterations: int, generator: torch.Generator) -> Tensor:
-    """Centres after so many rounds of assignment and averaging."""
-    start = plus_plus(Gaps(Points(rows)), k, mass=mass, generator=generator)
-    centres = rows[torch.tensor(start, device=rows.device)]
+def _moved(
+    rows: Tensor, mass: Tensor, k: int, iterations: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Centres after so many rounds of assignment and averaging; each row's centre then, and its squared distance."""
+    gaps = Gaps(Points(rows, centred=True))
+    start = plus_plus(gaps, k, mass=mass, generator=generator)
+    gaps.settle()
+    centres, labels, squared = rows[torch.tensor(start, device=rows.device)], gaps.places, gaps.bounds
     before = None
     for _ in range(iterations):
-        labels, squared = assign(rows, centres)
-        if before is not None and torch.equal(labels, before):
-            break
-        centres = _means(rows, mass, labels, centres)
+        changed = torch.ones(k, dtype=torch.bool, device=rows.device)
+        if before is not None:
+            other = labels != before
+            if not bool(other.any()):
+                break
+            changed.zero_()
+            changed[labels[other]] = changed[before[other]] = True
+        moved = _means(rows, mass, labels, centres)
         empty = (torch.bincount(labels, minlength=k) == 0).nonzero().flatten()
-        worst = (squared * mass).topk(len(empty)).indices
-        centres[empty] = rows[worst]
-        before = labels
-    return centres
+        moved[empty] = rows[(squared * mass).topk(len(empty)).indices]
+        changed[empty] = True
+        # A centre whose rows are the same stays, to the bit, and so do the distances to it.
+        centres = torch.where(changed[:, None], moved, centres)
+        before, (labels, squared) = labels, _assigned_anew(rows, centres, changed, labels, squared)
+    return centres, labels, squared
+
+
+def _assigned_anew(
+    rows: Tensor, centres: Tensor, changed: Tensor, labels: Tensor, squared: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`assign` where only some centres have changed: rows of the others are compared with those that have alone."""
+    which = changed.nonzero().flatten()
+    stale = changed[labels]
+    if len(which) + int(stale.sum()) / len(rows) * len(centres) > 1.2 * len(centres):  # copying rows costs too
+        return assign(rows, centres)
+    labels, squared = labels.clone(), squared.clone()
+    for part in stale.nonzero().flatten().split(CHUNK):
+        labels[part], squared[part] = assign(rows[part], centres)
+    for part in (~stale).nonzero().flatten().split(CHUNK):
+        found, distance = assign(rows[part], centres[which])
+        found, old = which[found], squared[part]
+        nearer = (distance < old) | ((distance == old) & (found < labels[part]))
+        labels[part] = torch.where(nearer, found, labels[part])
+        squared[part] = torch.where(nearer, distance, old)
+    return labels, squared
 
 
 def _means(rows: Tensor, mass: Tensor, labels: Tensor, centres: Tensor) -> Tensor:

@@ -29,9 +29,10 @@ class Points:
 
     Args:
         factors: each [n, d_f], floating, of one device; calculated with in float32 or wider.
+        centred: the one factor is about its mean as it is, which saves a copy at every look.
     """
 
-    def __init__(self, *factors: Tensor) -> None:
+    def __init__(self, *factors: Tensor, centred: bool = False) -> None:
         if not factors or any(item.ndim != 2 or len(item) != len(factors[0]) for item in factors):
             got = ", ".join(str(list(item.shape)) for item in factors) or "none"
             raise InputError("factors [n, d], as many rows each", got, "pass one row a point in every factor")
@@ -39,7 +40,7 @@ class Points:
         self.dtype = torch.float32
         for item in factors:
             self.dtype = torch.promote_types(self.dtype, item.dtype)
-        alone = len(factors) == 1 and len(factors[0]) > 0
+        alone = len(factors) == 1 and len(factors[0]) > 0 and not centred
         self._middle = _mean(factors[0], self.dtype) if alone else None
         self.device = factors[0].device
 
@@ -77,7 +78,8 @@ def _product(items: list[Tensor]) -> Tensor:
 class Gaps:
     """Squared distance from every point to the nearest chosen one.
 
-    ``bounds`` [n] holds upper bounds, exact once `settle` was called and infinite before anything is chosen. Distances
+    ``bounds`` [n] holds upper bounds, exact once `settle` was called and infinite before anything is chosen. ``places``
+    [n] tells which of the points taken in was the nearest, counted in their order, of equals the first. Distances
     within rounding of 0 are 0, so that a copy of a chosen point is known as one.
     """
 
@@ -85,6 +87,8 @@ class Gaps:
         self.points = points
         self.squares = points.squares()
         self.bounds = torch.full_like(self.squares, torch.inf)
+        self.places = torch.zeros_like(self.squares, dtype=torch.int64)
+        self._count = 0
         self.pending: list[int] = []
 
     def include(self, chosen: Tensor) -> None:
@@ -110,18 +114,39 @@ class Gaps:
         if not self.pending:
             return found
         chosen = torch.tensor(self.pending, device=self.points.device)
-        return torch.minimum(found, self._nearest(indices, self.points.take(chosen), self.squares[chosen]))
+        return torch.minimum(found, self._nearest(indices, self.points.take(chosen), self.squares[chosen])[0])
 
     def _lower_(self, chosen: Tensor) -> None:
         centres, squares = self.points.take(chosen), self.squares[chosen]
         for start in range(0, len(self.points), CHUNK):
             here = slice(start, start + CHUNK)
-            self.bounds[here] = torch.minimum(self.bounds[here], self._nearest(here, centres, squares))
+            found, places = self._nearest(here, centres, squares)
+            nearer = found < self.bounds[here]
+            self.places[here] = torch.where(nearer, places + self._count, self.places[here])
+            self.bounds[here] = torch.where(nearer, found, self.bounds[here])
+        self._count += len(chosen)
 
-    def _nearest(self, where: slice | Tensor, centres: tuple[Tensor, ...], squares: Tensor) -> Tensor:
+    def _nearest(self, where: slice | Tensor, centres: tuple[Tensor, ...], squares: Tensor) -> tuple[Tensor, Tensor]:
         pieces = self.points.take(where)
         inner = _product([piece @ centre.T for piece, centre in zip(pieces, centres, strict=True)])
-        return squared_distances(self.squares[where], squares, inner).amin(1)
+        return nearest_of(self.squares[where], squares, inner)
+
+
+def nearest_of(left: Tensor, right: Tensor, inner: Tensor) -> tuple[Tensor, Tensor]:
+    """The least of `squared_distances` in each row, [n], and where it is, of equals the first; changes ``inner``.
+
+    The table of distances is not made: it would be read and written several times over, which costs as much time as
+    the inner products of a few hundred numbers.
+    """
+    keys, places = torch.sub(right, inner, alpha=2, out=inner).min(1)
+    sums = left + right[places]
+    found = left + keys
+    noise = 8 * torch.finfo(found.dtype).eps
+    near = (found <= 4 * noise * sums).nonzero().flatten()  # also those that another point might be rounded to 0 for
+    if len(near):
+        rows = (right - inner[near]) / 2
+        found[near], places[near] = squared_distances(left[near], right, rows).min(1)
+    return found, places
 
 
 def squared_distances(left: Tensor, right: Tensor, inner: Tensor) -> Tensor:
