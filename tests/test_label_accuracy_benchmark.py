@@ -79,6 +79,19 @@ def test_curves_are_kept_and_gone_on_with(bench: Any, tables: Any, data: Any, tm
         bench.run(replace(order, ways=("random-ish",)))
 
 
+def test_herding_comes_before_margin_until_there_are_ten_labels_a_class(bench: Any, data: Any, monkeypatch) -> None:
+    monkeypatch.setattr(bench, "BUDGETS", (15, 45, 60))
+    whole = clouds(data)
+    both, alone = (bench.curve(way, whole, 0) for way in (bench.HERDED, "herding"))
+    assert [point["accuracy"] for point in both[:2]] == [point["accuracy"] for point in alone[:2]]
+    strategy, probabilities = bench.strategy_of(bench.HERDED, 4, whole.pool_labels), torch.eye(4)[whole.pool_labels]
+    probabilities[7] = 0.25
+    asked = [
+        strategy(whole.pool, probabilities, torch.arange(40, 40 + n), 1, generator=generator_for(0)) for n in (39, 40)
+    ]
+    assert [item.indices.tolist() == [7] for item in asked] == [False, True]
+
+
 def test_others_are_asked_by_the_bridge_where_they_are_installed(bench: Any, tables: Any, data: Any) -> None:
     pytest.importorskip("skactiveml")
     whole = clouds(data, 60)

@@ -18,13 +18,14 @@ Name = Literal[
     "k-centre",
     "typicality",
     "coverage",
+    "herding",
     "margin",
     "entropy",
     "badge",
     "coefficients",
     "determinants",
 ]
-First = Literal["random", "centres", "k-centre", "typicality", "coverage"]
+First = Literal["random", "centres", "k-centre", "typicality", "coverage", "herding"]
 PIXELS = "pixels"
 """Instead of an encoder: the images themselves, shrunk."""
 OWN = "data"
@@ -60,9 +61,9 @@ class LabelConfig(JobConfig):
     """Who gives the labels: data (the data set's own), a folder of class folders, or a CSV with the columns image and
     label. By default a person, on a local web page."""
     strategy: Name = "margin"
-    """How images are chosen: by clusters and density (centres, multi-round, typicality, coverage), by distance
-    (k-centre), by the classifier's doubt (margin, entropy), by gradients of the head (badge) or of a NOLA head's
-    coefficients (coefficients, determinants), or at random."""
+    """How images are chosen: by clusters and density (centres, multi-round, typicality, coverage, herding), by
+    distance (k-centre), by the classifier's doubt (margin, entropy), by gradients of the head (badge) or of a NOLA
+    head's coefficients (coefficients, determinants), or at random."""
     first: First = "centres"
     """Strategy of the first rounds, where --strategy asks a classifier and there are few labels."""
     until: int | None = None

@@ -30,6 +30,7 @@ from scrimp.select import (
     enough,
     gain_left,
     head_gradients,
+    herding,
     k_centre,
     margin,
     multi_round,
@@ -266,6 +267,7 @@ _WITHOUT_MODEL: dict[str, Strategy] = {
     "k-centre": k_centre,
     "typicality": typicality,
     "coverage": coverage,
+    "herding": herding,
 }
 _WITH_MODEL: dict[str, Strategy] = {
     "margin": margin,

@@ -8,9 +8,9 @@ Attention maps over locations have a result of their own, ``(attention map, budg
 `sample_locations`, `top_locations`; `expected_features` combines the features there into the estimate of `expectation`.
 
 Images to label have one too, ``(features, probabilities, labelled, budget) -> Selection``: `random_labels` (baseline),
-`nearest_to_centres`, `multi_round`, `k_centre`, `typicality`, `coverage`, `margin`, `predictive_entropy`, `badge`,
-`coefficient_gradients`, `coefficient_determinants`; combined by `cold_start` and `balanced`; `bridge` brings others.
-`gain_left`, `changes_left` and `enough` say when to stop.
+`nearest_to_centres`, `multi_round`, `k_centre`, `typicality`, `coverage`, `herding`, `margin`, `predictive_entropy`,
+`badge`, `coefficient_gradients`, `coefficient_determinants`; combined by `cold_start` and `balanced`; `bridge` brings
+others. `gain_left`, `changes_left` and `enough` say when to stop.
 """
 
 from scrimp.select.active import balanced, cold_start, random_labels
@@ -26,6 +26,7 @@ from scrimp.select.active_gradients import (
     head_gradients,
     predicted_residuals,
 )
+from scrimp.select.active_herding import herding
 from scrimp.select.active_pool import Strategy
 from scrimp.select.active_stopping import Gain, changes_left, enough, gain_left
 from scrimp.select.attention_maps import entropy, expectation, smoothed
@@ -70,6 +71,7 @@ __all__ = [
     "gain_left",
     "gradient_norm_bound",
     "head_gradients",
+    "herding",
     "history",
     "importance_sample",
     "k_centre",

@@ -1,7 +1,8 @@
 """Which images to label: ``(features, probabilities, labelled, budget) -> Selection``; the baseline and combinations.
 
-Strategies: `random_labels` (baseline) here; by clusters and distances in `active_centres` and `active_density`; by the
-model's doubt in `active_doubt`; by gradients in `active_gradients`; of scikit-activeml in `active_bridge`.
+Strategies: `random_labels` (baseline) here; by clusters, distances and density in `active_centres`, `active_density`
+and `active_herding`; by the model's doubt in `active_doubt`; by gradients in `active_gradients`; of scikit-activeml in
+`active_bridge`.
 """
 
 from __future__ import annotations
