@@ -39,7 +39,7 @@ FILTERS: Mapping[str, Filter] = {"median filter": median_filter, "gaussian filte
 """The defences before the model that are tried as a rule, at the settings that these functions have."""
 LEAST = 100
 """Smallest budget of an audit."""
-_PILOT = 6  # weight of all pilots together
+_PILOT = 18  # weight of all pilots together: with less the noise of small batches chooses
 _USUAL = 136  # all weights of an audit as it is by default: what is left out of it leaves the other shares alone
 _STATIC = 20  # a model that is static by construction gets this part of the budget
 _POISONED = (16, 64)

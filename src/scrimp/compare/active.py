@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 
 import torch
@@ -16,6 +17,7 @@ from scrimp.select import (
     badge,
     coefficient_determinants,
     coverage,
+    herding,
     k_centre,
     margin,
     nearest_to_centres,
@@ -30,6 +32,7 @@ STRATEGIES: dict[str, Strategy] = {
     "k-centre": k_centre,
     "typicality": typicality,
     "coverage": coverage,
+    "herding": herding,
     "margin": margin,
     "entropy": predictive_entropy,
     "badge": badge,
@@ -164,6 +167,21 @@ def _covering(points: Tensor, chances: Tensor, labelled: list[int], budget: int)
     return picks
 
 
+def _herded(points: Tensor, chances: Tensor, labelled: list[int], budget: int) -> list[int]:
+    """What adds most to the sum over points of the largest kernel to what has or gets a label."""
+    gaps, picks = _gaps(points), list(labelled)
+    squares = [[gap * gap for gap in row] for row in gaps]
+    width = 100 * sum(map(sum, squares)) / len(points) ** 2
+    kernel = [[math.exp(-square / width) for square in row] for row in squares]
+
+    def covered(chosen: list[int]) -> float:
+        return math.fsum(max(row[j] for j in chosen) for row in kernel)
+
+    for _ in range(budget):
+        picks.append(max((i for i in range(len(points)) if i not in picks), key=lambda i: covered([*picks, i])))
+    return picks[len(labelled) :]
+
+
 def _doubtful(score: Callable[[list[float]], float]) -> Callable[[Tensor, Tensor, list[int], int], list[int]]:
     def brute(points: Tensor, chances: Tensor, labelled: list[int], budget: int) -> list[int]:
         left = [i for i in range(len(points)) if i not in labelled]
@@ -196,6 +214,7 @@ _BRUTE: dict[str, Callable[[Tensor, Tensor, list[int], int], list[int]]] = {
     "k-centre": _farthest,
     "typicality": _typical,
     "coverage": _covering,
+    "herding": _herded,
     "margin": _doubtful(_margin),
     "entropy": _doubtful(_certainty),
     "determinants": _determined,
