@@ -338,15 +338,19 @@ def test_fewer_tokens_cost_what_the_ledger_says(name: str, built) -> None:
 
 
 def test_a_made_patch_undoes_what_chance_does_not_at_the_cost_of_its_steps(built) -> None:
-    """Each step and the last look: forward, and backward to the pixels alone, of 65 tokens in 4 blocks."""
+    """Each step and the last look: forward of 65 tokens in 4 blocks, and backward to the pixels alone of the first 3.
+
+    Nothing depends on the scores of the last block.
+    """
     ours, theirs = built["attack"].quality["attack_success"]
     assert ours > theirs + 0.2
     assert abs(theirs) < 0.2
     counted = count_flops(built["attack"].method)
     assert counted.missed == ()
     assert count_flops(built["attack"].baseline).value == 0
-    layers, products = 4 * 2 * 65 * 64 * 64 * 12 + 2 * 64 * 64 * 192, 4 * 2 * 2 * 65 * 65 * 64
-    assert counted.value == pytest.approx(11 * 16 * (2 * layers + 3 * products), rel=0.01)
+    patches, layers, products = 2 * 64 * 64 * 192, 2 * 65 * 64 * 64 * 12, 2 * 2 * 65 * 65 * 64
+    forward, backward = 4 * (layers + products), 3 * (layers + 2 * products)
+    assert counted.value == pytest.approx(11 * 16 * (2 * patches + forward + backward), rel=0.01)
 
 
 def test_typical_images_are_of_more_classes_than_random_ones(built) -> None:
