@@ -100,7 +100,7 @@ def defence(receipts: Sequence[Receipt]) -> str:
             now, then = (_spread([100 * side.quality["attack_success"] for side in sides])
                          for sides in zip(*pairs, strict=True))  # fmt: skip
             points = _spread([100 * (a.quality["test_accuracy"] - b.quality["test_accuracy"]) for a, b in pairs], "+")
-            parts.append(f"{LABELS[method]}, {len(pairs)} seeds: {then} to {now} %, clean accuracy {points} points")
+            parts.append(f"{LABELS[method]}, {_seeds(pairs)}: {then} to {now} %, clean accuracy {points} points")
     budgets = [one for item in receipts for one in item.notes["audit"]["defences"] if one["name"] == "hard budget"]
     if budgets:
         most = max(one["adaptive_success"] for one in budgets)
@@ -116,8 +116,10 @@ def duration(receipts: Sequence[Receipt]) -> str:
     minutes = [item.cost.cpu_seconds.value / 60 for item in small if item.cost.cpu_seconds.value is not None]
     if not minutes:
         return UNMEASURED
-    text = f"{statistics.median(minutes):.1f} minutes of one core (at most {max(minutes):.1f}), {len(minutes)} audits"
-    return f"{text} of twice the usual budget and images; interrupted, resumed and equal: tests"
+    text = (
+        f"{statistics.median(minutes):.1f} minutes of one core, at most {max(minutes):.1f}, for each of {len(minutes)}"
+    )
+    return f"{text} audits of the usual budget and images; that one goes on to the same report is tested"
 
 
 def card(folder: Path) -> str:
@@ -138,7 +140,7 @@ def _attacks(receipts: Sequence[Receipt], task: str) -> str:
     if not groups:
         return ""
     title = f"{TASKS[task]}: Attack Success against all tokens, % (accuracy, %)."
-    seeds = {method: f"{LABELS[method]}, {len(audits)} seeds" for method, audits in groups.items()}
+    seeds = {method: f"{LABELS[method]}, {_seeds(audits)}" for method, audits in groups.items()}
     rows = [
         ["no attack", *(f"- ({_spread([100 * a['clean']['accuracy'] for a in audits])})" for audits in groups.values())]
     ]
@@ -278,7 +280,7 @@ def _poisoning(audit: Audit, batch: int) -> dict[str, Any] | None:
     return next((one for one in audit["poisoning"] if one["batch"] == batch), None)
 
 
-def _seeds(found: Sequence[Receipt]) -> str:
+def _seeds(found: Sequence[object]) -> str:
     return f"{len(found)} seed{'s' * (len(found) != 1)}"
 
 

@@ -91,7 +91,7 @@ def test_figures_are_means_over_seeds(runs: ModuleType, tables: ModuleType, tmp_
     assert "halting (A-ViT), 2 seeds: 45.0 ± 7.1 to 20.0 ± 0.0 %, clean accuracy -3.0 ± 0.0 points" in third
     assert "kept by every image of 5 of 5 audits, attack success against one who knows it at most 25 %" in third
     assert "one image: dense 1.50 ± 0.00x" in tables.real_cost(found)
-    assert tables.duration(found).startswith("2.0 minutes of one core (at most 2.0), 5 audits")
+    assert tables.duration(found).startswith("2.0 minutes of one core, at most 2.0, for each of 5 audits")
     card = tables.card(tmp_path)
     assert "| patch 8 % | 50.0 ± 10.0 (70) |" in card
     assert (
