@@ -101,7 +101,7 @@ def defence(receipts: Sequence[Receipt]) -> str:
                          for sides in zip(*pairs, strict=True))  # fmt: skip
             points = _spread([100 * (a.quality["test_accuracy"] - b.quality["test_accuracy"]) for a, b in pairs], "+")
             parts.append(f"{LABELS[method]}, {_seeds(pairs)}: {then} to {now} %, clean accuracy {points} points")
-    budgets = [one for item in receipts for one in item.notes["audit"]["defences"] if one["name"] == "hard budget"]
+    budgets = [one for item in receipts for one in _tried(item.notes["audit"]) if one["name"] == "hard budget"]
     if budgets:
         most = max(one["adaptive_success"] for one in budgets)
         kept = sum(bool(one["kept"]) for one in budgets)
@@ -162,6 +162,11 @@ def _costs(receipts: Sequence[Receipt], task: str) -> str:
     return _table(f"{TASKS[task]}: FLOPs of an image, % of all tokens; means over the seeds.", heads, rows)
 
 
+def _tried(audit: Audit) -> list[dict[str, Any]]:
+    """The defences, without a budget that is the dense cost: as many clean images cost that, it caps nothing."""
+    return [one for one in audit["defences"] if one["bound"] is None or one["bound"] < audit["full"]]
+
+
 def _shares(audits: Sequence[Audit], name: str | None) -> list[str]:
     """Mean and percentiles over the images, each a mean over the seeds, % of all tokens."""
     spreads = [(audit["clean"] if name is None else _trial(audit, name))["flops"] for audit in audits]
@@ -180,8 +185,8 @@ def _defences(receipts: Sequence[Receipt]) -> str:
     plain = {(task, method): found for task, method, found in _groups(receipts, defended=False)}
     for (task, method), found in plain.items():
         audits = [item.notes["audit"] for item in found]
-        for name in dict.fromkeys(one["name"] for audit in audits for one in audit["defences"]):
-            tried = [(audit, one) for audit in audits for one in audit["defences"] if one["name"] == name]
+        for name in dict.fromkeys(one["name"] for audit in audits for one in _tried(audit)):
+            tried = [(audit, one) for audit in audits for one in _tried(audit) if one["name"] == name]
             points = [100 * (one["clean_accuracy"] - audit["clean"]["accuracy"]) for audit, one in tried]
             columns = ([one["clean_flops"] / audit["full"] for audit, one in tried],
                        [one["success"] for _, one in tried], [one["adaptive_success"] for _, one in tried])  # fmt: skip

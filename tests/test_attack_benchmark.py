@@ -49,7 +49,7 @@ def audited(success: float, accuracy: float = 0.8) -> dict[str, Any]:
         for inputs, seconds in (("clean", 1.0), ("patch 8 %", 1.5))
     ]
     budget = {"name": "hard budget", "clean_accuracy": accuracy, "clean_flops": 490.0, "success": 0.2,
-              "adaptive_success": 0.25, "kept": True}  # fmt: skip
+              "adaptive_success": 0.25, "bound": 900, "kept": True}  # fmt: skip
     return {
         "full": 1000,
         "clean": {"costs": [1], "accuracy": accuracy, "flops": dict.fromkeys(KEYS, 500)},

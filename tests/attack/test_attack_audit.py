@@ -90,6 +90,7 @@ def test_a_budget_is_recommended_that_the_model_can_keep() -> None:
     assert bound == 99 + 101 * 2 // 8
     assert isinstance(model, Capped)
     assert recommended(costs, 110, from_120) == (None, None)
+    assert recommended(costs, 99, Capped) == (None, None)  # a budget of the dense cost caps nothing
 
 
 def test_an_audit_gives_the_same_however_often_it_is_stopped() -> None:

@@ -19,7 +19,7 @@ from scrimp.primitives.errors import InputError
 HARD_BUDGET = "hard budget"
 WEIGHT = 6
 """Of each of the two attacks by one who knows a defence."""
-_EIGHTHS = range(9)
+_EIGHTHS = range(8)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,14 +82,17 @@ def recommended(
 ) -> tuple[int | None, Victim | None]:
     """A budget that ``share`` of the clean images do not reach beyond, and the model that keeps it.
 
-    Where the model cannot keep that one, the first that it can of eight even steps from there to the dense cost.
+    Where the model cannot keep that one, the first that it can of seven even steps from there towards the dense cost.
 
     Returns:
-        FLOPs and the model; None twice where every budget is refused, and no model without ``capped``.
+        FLOPs and the model; None twice where every budget is refused or so many images cost as much as dense, which
+        no budget would cap, and no model without ``capped``.
     """
     least = quantile(clean, share)
+    if least >= full:
+        return None, None
     if capped is None:
-        return (least, None) if least < full else (None, None)
+        return least, None
     for step in _EIGHTHS:
         bound = least + (full - least) * step // 8
         try:

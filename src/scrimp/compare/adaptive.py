@@ -115,7 +115,7 @@ class _Seen:
 
 
 def _check(attach: Attach, loop: Loop, seed: int, what: str = "") -> list[Finding]:
-    model, images = _network(seed, img_size=_SIDE, patch_size=_PATCH, embed_dim=32, depth=4, num_heads=2), _noise(seed)
+    model, images = network(seed, img_size=_SIDE, patch_size=_PATCH, embed_dim=32, depth=4, num_heads=2), _noise(seed)
     model, images = model.double(), images.double()
     plain, dense = _counted(model, images)
     seen = _seen(model, images, attach, seed)
@@ -137,7 +137,7 @@ def _check(attach: Attach, loop: Loop, seed: int, what: str = "") -> list[Findin
 
 def _seen(model: nn.Module, images: Tensor, attach: Attach, seed: int) -> _Seen:
     control = attach(model)
-    _scatter(control, seed)
+    scatter(control, seed)
     control.form = "masked"
     masked = model(images)
     kept, costs = control.kept, control.costs
@@ -153,7 +153,7 @@ def _seen(model: nn.Module, images: Tensor, attach: Attach, seed: int) -> _Seen:
     return _Seen(masked.detach(), ragged, slopes, kept, (costs, after), counted, control.method, parameters)
 
 
-def _network(seed: int, **options: Any) -> nn.Module:
+def network(seed: int, **options: Any) -> nn.Module:
     """An untrained ViT of which every part matters, in evaluation mode."""
     import timm
 
@@ -172,7 +172,7 @@ def _noise(seed: int, images: int = _IMAGES, side: int = _SIDE) -> Tensor:
     return noise * torch.linspace(0.2, 2, images)[:, None, None, None]
 
 
-def _scatter(control: Controller, seed: int) -> None:
+def scatter(control: Controller, seed: int) -> None:
     """Gates, if there are any, that differ by image, block, head and token; more are open than not."""
     generator = generator_for(seed, 3)
     with torch.no_grad():
@@ -225,9 +225,9 @@ def _spent(model: nn.Module, images: Tensor, attach: Attach, budget: int) -> flo
 
 def _sides(attach: Attach, seed: int, device: str, repeats: int) -> Sides:
     """Four blocks of width 192 on 197 tokens of four images: ragged, or all tokens. Untrained: costs, no accuracy."""
-    model, images = _network(seed, depth=4).to(device), _noise(seed, BATCH, 224).to(device)
+    model, images = network(seed, depth=4).to(device), _noise(seed, BATCH, 224).to(device)
     plain = copy.deepcopy(model)
-    _scatter(attach(model), seed)
+    scatter(attach(model), seed)
     keep_tokens_(plain, 1.0, blocks=())
     costs = [float(image_costs(item, images).double().mean()) for item in (model, plain)]
     restore_(plain)

@@ -25,7 +25,7 @@ from scrimp.attack import (
     usage,
     victim_of,
 )
-from scrimp.compare.adaptive import _network, _scatter
+from scrimp.compare.adaptive import network, scatter
 from scrimp.compare.comparison import Finding, Sides, at_most
 from scrimp.primitives.draw import generator_for
 
@@ -58,7 +58,7 @@ def check(
 
 def sides(*, seed: int = 0, device: str = "cpu", steps: int = 50, repeats: int = 5) -> Sides:
     """A patch on 8 % of 16 images, made in ``steps``, or drawn; what each undoes of the saving on 16 others."""
-    model = _network(seed, img_size=64, patch_size=8, embed_dim=64, depth=4, num_heads=2).to(device)
+    model = network(seed, img_size=64, patch_size=8, embed_dim=64, depth=4, num_heads=2).to(device)
     token_halting_(model, gate_scale=4.0, gate_center=0.0)
     victim, (seen, fresh) = victim_of(model), _pixels(seed, 32, 64).float().to(device).split(16)
 
@@ -82,13 +82,13 @@ def _pixels(seed: int, images: int, side: int) -> Tensor:
 
 def _model(kind: str, seed: int) -> nn.Module:
     """A small network of normalised images, float64, that spends unlike amounts on unlike images."""
-    model = _network(seed, img_size=_SIDE, patch_size=8, embed_dim=32, depth=3, num_heads=2).double()
+    model = network(seed, img_size=_SIDE, patch_size=8, embed_dim=32, depth=3, num_heads=2).double()
     if kind == "halting":
         token_halting_(model, gate_scale=4.0, gate_center=1.5)
     elif kind == "sampling":
         token_sampling_(model, 9, blocks=(1, 2), least=4)
     else:
-        _scatter(gating_(model), seed)
+        scatter(gating_(model), seed)
     return model
 
 

@@ -125,7 +125,7 @@ class Fitting:
         with stop_requests() as stop:
             self._saved_at = time.perf_counter()
             while not self.done:
-                begin = _now()
+                begin = read_clocks()
                 for images, labels, weights in self._stream():
                     self._step(images, labels, weights)
                     begin = self._pause(begin, stop)
@@ -303,11 +303,11 @@ class Fitting:
             self.save()
         if halt:
             raise Interrupted
-        return _now()
+        return read_clocks()
 
     def _clock(self, begin: tuple[float, float]) -> None:
         synchronise()  # a GPU may still be at work on the last steps
-        now = _now()
+        now = read_clocks()
         self.spent.seconds += now[0] - begin[0]
         self.spent.cpu_seconds += now[1] - begin[1]
 
@@ -365,7 +365,7 @@ def _whole(batch: Any) -> Any:
     return batch
 
 
-def _now() -> tuple[float, float]:
+def read_clocks() -> tuple[float, float]:
     """Wall seconds, and CPU seconds of this process and of its finished loader workers."""
     times = os.times()
     return time.perf_counter(), time.process_time() + times.children_user + times.children_system

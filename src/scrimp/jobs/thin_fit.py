@@ -17,7 +17,7 @@ from scrimp.jobs.budget import StepCost, checked_budget, count_step, flops_in, t
 from scrimp.jobs.config import ModelConfig
 from scrimp.jobs.engine import slowest, tracked
 from scrimp.jobs.evaluate import evaluate, ready
-from scrimp.jobs.fit import Fitting, _now
+from scrimp.jobs.fit import Fitting, read_clocks
 from scrimp.jobs.folder import CHECKPOINT, RECEIPT, WEIGHTS, plain
 from scrimp.jobs.interrupt import Interrupted, stop_requests
 from scrimp.jobs.once import cost_of, save_weights
@@ -164,7 +164,7 @@ class ThinFitting(Fitting):
             return begin
         self._clock(begin)
         self._harden(stop)
-        return _now()
+        return read_clocks()
 
     def _patch_due(self) -> bool:
         return self.defence is not None and not self.done and self.defence.due(self.spent.flops / self.budget)
