@@ -13,6 +13,7 @@ from active_twins import BROKEN_ACTIVE
 from adapt_twins import BROKEN_ADAPT
 from adaptive_twins import BROKEN_ADAPTIVE
 from attack_twins import BROKEN_ATTACK
+from denoise_twins import BROKEN_DENOISE
 from represent_twins import BROKEN_REPRESENT
 from sampling_twins import BROKEN_SAMPLING
 from splat_twins import BROKEN_SPLATS
@@ -228,6 +229,7 @@ BROKEN = [
     *BROKEN_ADAPTIVE,
     *BROKEN_ATTACK,
     *BROKEN_ACTIVE,
+    *BROKEN_DENOISE,
     ("flop-counter", {"count": by_torch}, "forward, relative"),
     ("flop-counter", {"count": lambda fn: dataclasses.replace(count_flops(fn), missed=("aten::mm",))}, "missed"),
 ]
@@ -366,8 +368,9 @@ def forward_flops() -> int:
 
 
 def test_the_qualities_say_what_the_baseline_lacks(built) -> None:
-    ours, theirs = built["importance-sampling"].quality["gradient_noise"]
-    assert 0 < ours < theirs
+    for name in ("importance-sampling", "denoise"):
+        ours, theirs = built[name].quality["gradient_noise"]
+        assert 0 < ours < theirs
     ours, theirs = built["flop-counter"].quality["share_counted"]
     assert ours == pytest.approx(1, rel=1e-3)
     assert theirs <= 1

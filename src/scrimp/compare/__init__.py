@@ -12,6 +12,7 @@ from scrimp.compare import (
     attack,
     attention,
     attention_sampling,
+    denoise,
     flops,
     history,
     importance,
@@ -185,6 +186,14 @@ COMPARISONS: tuple[Comparison, ...] = (
         baseline="random labels",
         check=active.check,
         sides=active.sides,
+    ),
+    Comparison(
+        name="denoise",
+        method="noise levels and reuse",
+        reference="all levels, every step",
+        baseline="uniform noise levels",
+        check=denoise.check,
+        sides=denoise.sides,
     ),
     Comparison(
         name="splat-codec",
