@@ -18,6 +18,7 @@ import adaptive_accuracy_tables as thinned
 import adaptive_tables as adaptive
 import attack_tables as attack
 import attention_tables as attention
+import denoise_tables as denoise
 import distillation
 import few_labels
 import importance_sampling as sampling
@@ -30,6 +31,7 @@ import zoom_tables as zoom
 from acceptance import ADAPT_LINES, ATTENTION_LINES, LINES, REPRESENT_LINES, ZOOM_LINES, Line
 from adaptive_lines import ADAPTIVE_LINES
 from attack_lines import ATTACK_LINES
+from denoise_lines import DENOISE_LINES
 from label_lines import LABEL_LINES
 from scrimp.primitives.errors import InputError
 from scrimp.primitives.files import write_atomic
@@ -70,7 +72,8 @@ def tables() -> str:
     thinning = ["## Adaptive transformers", "", *head, *map(line_row, ADAPTIVE_LINES)]
     attacking = ["## Attacks on the cost", "", *head, *map(line_row, ATTACK_LINES)]
     labelling = ["## Labels", "", *head, *map(line_row, LABEL_LINES)]
-    parts = [training, attentive, learning, adapting, zooming, splats, thinning, attacking, labelling]
+    denoising = ["## Diffusion", "", *head, *map(line_row, DENOISE_LINES)]
+    parts = [training, attentive, learning, adapting, zooming, splats, thinning, attacking, labelling, denoising]
     return "\n\n".join("\n".join(part) for part in parts)
 
 
@@ -92,6 +95,7 @@ def cards() -> dict[Path, str]:
         DOCS / "splats.md": "\n\n".join(splat_tables()),
         DOCS / "adaptive.md": "\n\n".join([adaptive.card(RECEIPTS), thinned.card(RECEIPTS)]),
         DOCS / "audit.md": attack.card(RECEIPTS),
+        DOCS / "diffusion.md": denoise.card(RECEIPTS, DOCS / "images" / "denoise.png"),
         DOCS / "label.md": "\n\n".join([labels.card(RECEIPTS), labels.speed_table(RECEIPTS)]),
     }
 

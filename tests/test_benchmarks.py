@@ -35,6 +35,13 @@ HELPERS = {
     "attack_lines.py",
     "attack_models.py",
     "attack_tables.py",
+    "denoise_judge.py",
+    "denoise_lines.py",
+    "denoise_measure.py",
+    "denoise_models.py",
+    "denoise_picture.py",
+    "denoise_sampling.py",
+    "denoise_tables.py",
     "label_accuracy_data.py",
     "label_accuracy_tables.py",
     "label_lines.py",
@@ -79,7 +86,7 @@ def run_of(readme: ModuleType, policy: str, *, share: float = 1.0, seed: int = 0
 def every_line(readme: ModuleType) -> list[object]:
     own, attentive, learning = readme.LINES, readme.ATTENTION_LINES, readme.REPRESENT_LINES
     later = [*readme.ADAPT_LINES, *readme.ZOOM_LINES, *readme.SPLAT_LINES, *readme.ADAPTIVE_LINES]
-    return [*own, *attentive, *learning, *later, *readme.ATTACK_LINES, *readme.LABEL_LINES]
+    return [*own, *attentive, *learning, *later, *readme.ATTACK_LINES, *readme.LABEL_LINES, *readme.DENOISE_LINES]
 
 
 def setting_row(readme: ModuleType, policy: str) -> list[str]:

@@ -19,6 +19,9 @@ from scrimp import __version__
 from scrimp.jobs.adapt_config import AdaptConfig
 from scrimp.jobs.audit_config import AuditConfig
 from scrimp.jobs.config import CompareConfig, ReportConfig, StudyConfig, TrainConfig
+from scrimp.jobs.denoise_config import DenoiseTrainConfig
+from scrimp.jobs.denoise_distill_config import DenoiseDistillConfig
+from scrimp.jobs.denoise_sample_config import DenoiseSampleConfig
 from scrimp.jobs.distill_config import DistillConfig
 from scrimp.jobs.label_config import LabelConfig
 from scrimp.jobs.merge_config import MergeConfig
@@ -48,11 +51,15 @@ _CONFIGS: dict[str, type] = {
     "audit": AuditConfig,
     "pixels train": PixelsTrainConfig,
     "pixels sample": PixelsSampleConfig,
+    "denoise train": DenoiseTrainConfig,
+    "denoise sample": DenoiseSampleConfig,
+    "denoise distill": DenoiseDistillConfig,
     **{f"splats {verb}": config for verb, config in SPLATS.items()},
     "compare": CompareConfig,
     "report": ReportConfig,
 }
 _GROUPS = {
+    "denoise": "Diffusion models of images: train one, sample from it at lower cost, distil it to few steps.",
     "pixels": "Images pixel by pixel: train a model of them, sample from it.",
     "splats": "3-D Gaussian splat scenes: train, make small, convert, draw and show them.",
     "zoom": "Images too large to process whole: train on a few patches of each, predict.",
@@ -299,6 +306,27 @@ def _pixels_sample(config: PixelsSampleConfig) -> int:
     return 0
 
 
+def _denoise_train(config: DenoiseTrainConfig) -> int:
+    from scrimp.jobs.denoise import denoise_train
+
+    show([guard(lambda: denoise_train(config), "denoise train")], config.json)
+    return 0
+
+
+def _denoise_sample(config: DenoiseSampleConfig) -> int:
+    from scrimp.jobs.denoise_sample import denoise_sample
+
+    show([guard(lambda: denoise_sample(config), "denoise sample")], config.json)
+    return 0
+
+
+def _denoise_distill(config: DenoiseDistillConfig) -> int:
+    from scrimp.jobs.denoise_distill import denoise_distill
+
+    show([guard(lambda: denoise_distill(config), "denoise distill")], config.json)
+    return 0
+
+
 def _report(config: ReportConfig) -> int:
     from scrimp.jobs.report import report
 
@@ -330,6 +358,9 @@ _COMMANDS: dict[type, Callable[[Any], int]] = {
     AuditConfig: _audit,
     PixelsTrainConfig: _pixels_train,
     PixelsSampleConfig: _pixels_sample,
+    DenoiseTrainConfig: _denoise_train,
+    DenoiseSampleConfig: _denoise_sample,
+    DenoiseDistillConfig: _denoise_distill,
     **SPLATS_COMMANDS,
     ReportConfig: _report,
     CompareConfig: _compare,

@@ -76,6 +76,7 @@ def calibrate(
     batches: int = 4,
     level: float = 0.95,
     depth: int = 1,
+    order: int = 0,
 ) -> Calibration:
     """Measures the scale that makes a rule's estimate bound the error of ``level`` of the samples.
 
@@ -89,7 +90,7 @@ def calibrate(
         rule: for which to calibrate; its own scale is left aside.
         batches: in each round, half of them (of the first round) for the profile. At least 2.
         level: share of samples, between 0 and 1.
-        depth: as for `reuse`.
+        depth, order: as for `reuse`.
 
     Raises:
         InputError: too few samples for the level, nothing to measure, or errors that are not finite.
@@ -101,7 +102,7 @@ def calibrate(
     if isinstance(rule, Every) and rule.steps == 1:
         raise InputError("a rule that reuses", "every(1)", "calibrate every(2) or more, or below(tolerance)")
     first = Every(PROBE if isinstance(rule, Below) else rule.steps)
-    with reuse(model, first, depth=depth) as attached:
+    with reuse(model, first, depth=depth, order=order) as attached:
         drawn = _trajectories(attached, run, range(batches))
         half = batches // 2
         timesteps, profile = _profile(drawn[:half])
@@ -120,20 +121,26 @@ def calibrate(
 
 
 def coverage(
-    model: nn.Module, run: Callable[[int], object], *, rule: Every | Below, batches: int = 4, depth: int = 1
+    model: nn.Module,
+    run: Callable[[int], object],
+    *,
+    rule: Every | Below,
+    batches: int = 4,
+    depth: int = 1,
+    order: int = 0,
 ) -> Coverage:
     """Measures, on fresh samples, for what share of them a calibrated rule's estimate bounds the error.
 
     Args:
-        model, run, depth: as for `calibrate`; ``run`` is told numbers from 0 and should draw other noise than it did
-            there.
+        model, run, depth, order: as for `calibrate`; ``run`` is told numbers from 0 and should draw other noise than
+            it did there.
         rule: with its scale.
         batches: how many.
 
     Raises:
         InputError: errors that are not finite.
     """
-    with reuse(model, rule, depth=depth) as attached:
+    with reuse(model, rule, depth=depth, order=order) as attached:
         drawn = _trajectories(attached, run, range(batches))
     samples = sum(batch.samples for batch in drawn)
     calls = sum(batch.calls for batch in drawn)

@@ -11,24 +11,27 @@ import torch
 from torch import Tensor, nn
 
 from scrimp.denoise.around import Around, owners
+from scrimp.denoise.reuse_memory import Memory
 from scrimp.denoise.reuse_rules import Plan, Rule, Step, relative_change, relative_error
 from scrimp.denoise.reuse_transformer import is_transformer, transformer_plan
 from scrimp.denoise.reuse_unet import is_unet, unet_plan
 from scrimp.primitives.errors import InputError
 
 OWNER = "reuse"
+ALIKE = 1e-3  # relative change up to which features of two calls may be those of the same images by other kernels
 # Extra features of control networks change at every step by design; the deep part keeps those of the last refresh.
 FRESH = ("timestep", "return_dict", "controlnet_block_samples", "block_controlnet_hidden_states")
 
 
-def reuse(model: nn.Module, rule: Rule, *, depth: int = 1) -> Reuse:
+def reuse(model: nn.Module, rule: Rule, *, depth: int = 1, order: int = 0) -> Reuse:
     """Lets the deep part of a denoiser answer with what it gave at an earlier step, where a rule allows.
 
     The first modules run at every step. What the deep ones make of it changes slowly from step to step, so at a reused
-    step they are left out and those that follow go on from the features of the last refresh. A refresh comes by itself
-    at the first step, when the timestep rises or is the first one anew (another trajectory), and when the images' shape
-    or the conditioning changes. Guided batches (conditional and not, side by side) work as they are; called one after
-    the other, with conditioning that differs, they refresh each time.
+    step they are left out and those that follow go on from the features of the last refresh, or (``order`` 1) from the
+    line through those of the last two, by timestep (TaylorSeer, Liu et al. 2025, arXiv:2503.06923, at its first order).
+    A refresh comes by itself at the first step, when the timestep rises or is the first one anew (another trajectory),
+    and when the images' shape or the conditioning changes. Guided batches (conditional and not, side by side) work as
+    they are; called one after the other, with conditioning that differs, they refresh each time.
 
     With ``every(1)`` outputs are the plain model's, bit for bit. Batches, not samples, are refreshed: by `below` when
     any sample needs it.
@@ -39,13 +42,16 @@ def reuse(model: nn.Module, rule: Rule, *, depth: int = 1) -> Reuse:
             stay as they are; calls go through until `Reuse.remove`.
         rule: `every` or `below`.
         depth: how much runs always; 1 saves the most, and more gives smaller errors and a better estimate of them.
+        order: 0 reuses features as they were; 1 extrapolates them, once there are two refreshes.
 
     Returns:
         The attached reuse, also a context manager.
 
     Raises:
-        InputError: a model not built in one of these ways, a depth it does not have, or reuse attached already.
+        InputError: a model not built in one of these ways, a depth or order there is not, or reuse attached already.
     """
+    if order not in (0, 1):
+        raise InputError("order 0 or 1", repr(order), "0 reuses features as they were, 1 extrapolates them")
     if is_unet(model):
         plan = unet_plan(model, depth)
     elif is_transformer(model):
@@ -56,7 +62,7 @@ def reuse(model: nn.Module, rule: Rule, *, depth: int = 1) -> Reuse:
             type(model).__name__,
             "pass the denoiser itself, such as pipeline.unet or pipeline.transformer",
         )
-    return Reuse(model, rule, plan)
+    return Reuse(model, rule, plan, order=order)
 
 
 class Reuse:
@@ -69,13 +75,14 @@ class Reuse:
             reused call. Each is then computed in full as well, which costs more than it saves; see `calibrate`.
     """
 
-    def __init__(self, model: nn.Module, rule: Rule, plan: Plan) -> None:
+    def __init__(self, model: nn.Module, rule: Rule, plan: Plan, *, order: int = 0) -> None:
         self.rule = rule
         self.plan = plan
         self.steps: list[Step] = []
         self.shadow = False
         self.measured: list[tuple[float | None, Tensor, Tensor]] = []
         self._model = model
+        self._memory = Memory(order)
         self._signature = inspect.signature(model.forward)
         self._around = Around(OWNER)
         self._mode = "through"
@@ -118,8 +125,7 @@ class Reuse:
 
     def _forget(self) -> None:
         self._answers: dict[nn.Module, Any] = {}
-        self._shallow: Tensor | None = None
-        self._kept: Tensor | None = None
+        self._memory.forget()
         self._entered: Tensor | None = None
         self._conditions: dict[str, Any] = {}
         self._shape: tuple[Any, ...] = ()
@@ -163,21 +169,25 @@ class Reuse:
         if rises or shape != self._shape or not _same(conditions, self._conditions):
             self._forget()
         self._shape, self._conditions, self._timestep = shape, conditions, timestep
-        if self._shallow is None:
+        if self._memory.last is None:
             self._begin = timestep
 
     def _decide(self, shallow: Tensor) -> None:
         """Called with what enters the first module that may be left out."""
         # Other images at the timestep a trajectory began with begin another one, of a single step perhaps.
-        again = self._shallow is not None and self._timestep is not None and self._timestep == self._begin
-        if self._shallow is None or (again and not torch.equal(shallow, self._shallow)):
+        last = self._memory.last
+        again = last is not None and self._timestep is not None and self._timestep == self._begin
+        if last is not None and again and not float(relative_change(shallow, last.shallow).max()) <= ALIKE:
+            self._memory.forget()
+        if self._memory.last is None:
             self._mode = "refreshing"
         else:
             if self.rule.measures or self.shadow:
-                self._estimate = relative_change(shallow, self._shallow) * self.rule.factor(self._timestep)
+                change = relative_change(shallow, self._memory.shallow(self._timestep))
+                self._estimate = change * self.rule.factor(self._timestep)
             self._mode = "reusing" if self.rule.reuses(self._since, self._estimate) else "refreshing"
         if self._mode == "refreshing":
-            self._shallow = shallow.detach()
+            self._memory.refresh(self._timestep, shallow.detach())
         self._entered = shallow.detach()
 
     def _part(self, module: nn.Module) -> Callable[..., Any]:
@@ -194,9 +204,7 @@ class Reuse:
             output = own(*args, **kwargs)
             self._answers[module] = _hollow(output)
             if last:
-                hidden = self._hidden(output).detach()
-                entered = self._entered
-                self._kept = hidden - entered if self.plan.residual and entered is not None else hidden
+                self._memory.keep(self._deep(output))
             return output
 
         return call
@@ -204,7 +212,7 @@ class Reuse:
     def _answer_again(self, module: nn.Module, last: bool) -> Any:
         if not last:
             return self._answers[module]
-        kept, entered = self._kept, self._entered
+        kept, entered = self._memory.deep(self._timestep), self._entered
         if kept is not None and self.plan.residual and entered is not None:
             kept = entered + kept
         answer = self._answers[module]
@@ -212,7 +220,8 @@ class Reuse:
             return tuple(kept if place == self.plan.hidden else part for place, part in enumerate(answer))
         return kept
 
-    def _hidden(self, output: Any) -> Tensor:
+    def _deep(self, output: Any) -> Tensor:
+        """What is kept of the last module's output."""
         hidden = output[self.plan.hidden] if isinstance(output, tuple) else output
         if not isinstance(hidden, Tensor) or (
             self.plan.residual and self._entered is not None and hidden.shape != self._entered.shape
@@ -222,7 +231,8 @@ class Reuse:
                 f"{type(self.plan.skipped[-1]).__name__} that returns something else",
                 "run this model without reuse",
             )
-        return hidden
+        hidden, entered = hidden.detach(), self._entered
+        return hidden - entered if self.plan.residual and entered is not None else hidden
 
     def _check_ran(self) -> None:
         if self._mode == "undecided" or not self._ended:
