@@ -357,3 +357,7 @@ def test_the_measures() -> None:
     now = torch.tensor([[2.0, -4.0], [0.0, 0.0], [1.0, 0.0]])
     assert relative_change(now, before).tolist() == [0.5, 0.0, float("inf")]
     assert relative_error(now, before)[0] == pytest.approx((2 / 10) ** 0.5)
+    assert relative_change(now.double(), before.double()).dtype == torch.float64
+    halves = relative_error(torch.full((1, 4), 6e4).half(), torch.full((1, 4), 3e4).half())
+    assert halves.dtype == torch.float32
+    assert halves.item() == pytest.approx(1.0, rel=1e-3)

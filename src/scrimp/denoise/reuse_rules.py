@@ -147,16 +147,20 @@ def relative_change(now: Tensor, before: Tensor) -> Tensor:
         now, before: [batch, ...] of one shape.
 
     Returns:
-        [batch] float32; where all was zero before, 0 without a change and infinity with one.
+        [batch], float32 at least; where all was zero before, 0 without a change and infinity with one.
     """
-    changed = torch.linalg.vector_norm((now - before).flatten(1), ord=1, dim=1, dtype=torch.float32)
-    return _over(changed, torch.linalg.vector_norm(before.flatten(1), ord=1, dim=1, dtype=torch.float32))
+    return _over(_norm(now - before, 1), _norm(before, 1))
 
 
 def relative_error(output: Tensor, reference: Tensor) -> Tensor:
     """Root-mean-square difference from a reference over the root mean square of the reference, by sample: [batch]."""
-    wrong = torch.linalg.vector_norm((output - reference).flatten(1), dim=1, dtype=torch.float32)
-    return _over(wrong, torch.linalg.vector_norm(reference.flatten(1), dim=1, dtype=torch.float32))
+    return _over(_norm(output - reference, 2), _norm(reference, 2))
+
+
+def _norm(values: Tensor, order: int) -> Tensor:
+    """By sample, summed in float32 at least: sums of half-precision numbers overflow."""
+    dtype = torch.promote_types(values.dtype, torch.float32)
+    return torch.linalg.vector_norm(values.flatten(1), ord=order, dim=1, dtype=dtype)
 
 
 def _over(part: Tensor, whole: Tensor) -> Tensor:
