@@ -105,8 +105,9 @@ def judged(bench: Bench) -> None:
 
 def picture(order: Picture) -> None:
     sys.path.append(str(Path(__file__).resolve().parent.parent / "scripts"))
-    from denoise_picture import scatter
     from make_picture import draw
+
+    from denoise_picture import scatter
 
     files = [order.receipts / name / "sampling-s0.json" for name in TASKS]
     figures = [scatter(load_receipt(file)) for file in files if file.is_file()]
