@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from scrimp.denoise import calibration
 from scrimp.denoise.calibration import Calibration, calibrate, coverage
-from scrimp.denoise.reuse import reuse
+from scrimp.denoise.reuse import Reuse, reuse
 from scrimp.denoise.reuse_rules import below, every
 from scrimp.primitives.errors import InputError
 
@@ -76,7 +77,16 @@ def sampling(model: nn.Module, seed: int, *, steps: int = STEPS) -> Callable[[in
 
 
 @pytest.mark.parametrize(
-    ("rule", "order"), [(every(3), 0), (below(0.1), 0), (below(0.1, most=2), 0), (every(3), 1), (below(0.1), 1)]
+    ("rule", "order"),
+    [
+        (every(3), 0),
+        (below(0.1), 0),
+        (below(0.3), 0),
+        (below(0.1, most=2), 0),
+        (every(3), 1),
+        (below(0.1), 1),
+        (below(0.3), 1),
+    ],
 )
 def test_the_estimate_bounds_the_error_of_95_percent_of_fresh_samples(model: Tiny, rule: object, order: int) -> None:
     found = calibrate(model, sampling(model, 1), rule=rule, batches=12, level=LEVEL, order=order)
@@ -144,3 +154,27 @@ def test_what_cannot_be_calibrated_is_told(model: Tiny) -> None:
     with pytest.raises(InputError, match="features and outputs change"):
         calibrate(model, sampling(model, 1, steps=1), rule=every(2))
     assert "forward" not in model.__dict__
+
+
+@pytest.mark.parametrize(
+    ("needs", "first"),
+    [
+        (lambda scale: 6.0 if scale < 3 else 2.0 if scale < 5 else None, 1.0),  # asks for more than there is need of
+        (lambda scale: 1.5 if scale < 4 else None, 9.0),  # begins where nothing is reused
+        (lambda scale: 3 * scale if scale < 2 else None, 1.0),  # holds only where nothing is reused
+        (lambda scale: 2.0 - scale / 10, 5.0),
+    ],
+)
+def test_the_scale_holds_under_the_rule_that_it_makes(
+    model: Tiny, monkeypatch: pytest.MonkeyPatch, needs: Callable[[float], float | None], first: float
+) -> None:
+    def drawn(attached: Reuse, run: object, numbers: range) -> list[calibration._Batch]:
+        scale = getattr(attached.rule, "scale", None)
+        needed = first if scale is None else needs(scale.scale * scale.profile[0])
+        steps = [] if needed is None else [(500.0, torch.ones(40), torch.full((40,), needed))]
+        return [calibration._Batch(steps, 40, 4) for _ in numbers]
+
+    monkeypatch.setattr(calibration, "_trajectories", drawn)
+    found = calibrate(model, sampling(model, 1), rule=below(0.1), batches=2)
+    wanted = needs(found.scale * found.profile[0])
+    assert wanted is None or wanted <= found.scale * found.profile[0] * (1 + 1e-6)

@@ -23,7 +23,8 @@ from scrimp.denoise.reuse_rules import Below, Every
 from scrimp.primitives.errors import InputError
 
 PROBE = 5
-ROUNDS = 4
+ROUNDS, MOST_ROUNDS = 5, 12
+ENOUGH = 1.25  # a scale this much over the one needed is near enough
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,8 @@ def calibrate(
     """Measures the scale that makes a rule's estimate bound the error of ``level`` of the samples.
 
     For `below`, which steps are reused hangs on the scale itself: from a first scale by ``every(5)``, further batches
-    are drawn under the rule until the scale it needs is the one it has (at most four rounds).
+    are drawn under the rule until the scale it has is as large as the one it needs, and not much larger. That looks
+    more than once, so that the level holds a little less surely than for `every`.
 
     Args:
         model: as for `reuse`; without reuse attached. Gets its own calls back.
@@ -108,16 +110,41 @@ def calibrate(
         timesteps, profile = _profile(drawn[:half])
         scale, samples = _scale(drawn[half:], timesteps, profile, level)
         found = Calibration(scale, level, samples, timesteps, profile)
-        for turn in range(1, ROUNDS + 1) if isinstance(rule, Below) else ():
-            attached.rule = replace(rule, scale=found)
-            drawn = _trajectories(attached, run, range(turn * batches, (turn + 1) * batches))
-            if not any(batch.steps for batch in drawn):
-                break
-            needed, samples = _scale(drawn, timesteps, profile, level)
-            if needed <= found.scale <= 1.25 * needed:
-                break
-            found = replace(found, scale=needed, samples=samples)
+        if isinstance(rule, Below):
+            found = _settled(attached, run, replace(rule, scale=found), batches)
     return found
+
+
+def _settled(attached: Reuse, run: Callable[[int], object], rule: Below, batches: int) -> Calibration:
+    """The least scale found that is as large as the scale needed under the very rule it makes.
+
+    A larger scale reuses less, down to nothing, where any bound holds: so there is one. Between one that was too small
+    and one that held, the geometric mean is tried.
+    """
+    guess, least, held = rule.scale, 0.0, None
+    assert isinstance(guess, Calibration)
+    for turn in range(1, MOST_ROUNDS + 1):
+        attached.rule = replace(rule, scale=guess)
+        drawn = _trajectories(attached, run, range(turn * batches, (turn + 1) * batches))
+        needed, samples = 0.0, sum(batch.samples for batch in drawn)
+        if any(batch.steps for batch in drawn):
+            needed, samples = _scale(drawn, guess.timesteps, guess.profile, guess.level)
+        if needed <= guess.scale:
+            held = replace(guess, samples=samples)
+            if guess.scale <= ENOUGH * max(needed, least):
+                break
+            following = max(needed, math.sqrt(least * guess.scale)) or guess.scale / 2
+        else:
+            least = guess.scale
+            following = needed if held is None else math.sqrt(least * held.scale)
+        if held is not None and turn >= ROUNDS:
+            break
+        guess = replace(guess, scale=following)
+    if held is None:
+        raise InputError(
+            "an error that more refreshes bound", f"none within {MOST_ROUNDS} rounds", "take a lower tolerance"
+        )
+    return held
 
 
 def coverage(
