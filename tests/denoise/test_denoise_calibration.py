@@ -159,7 +159,7 @@ def test_what_cannot_be_calibrated_is_told(model: Tiny) -> None:
 @pytest.mark.parametrize(
     ("needs", "first"),
     [
-        (lambda scale: 6.0 if scale < 3 else 2.0 if scale < 5 else None, 1.0),  # asks for more than there is need of
+        (lambda scale: 6.0 if scale < 3 else 2.0, 1.0),  # asks for more than there is need of
         (lambda scale: 1.5 if scale < 4 else None, 9.0),  # begins where nothing is reused
         (lambda scale: 3 * scale if scale < 2 else None, 1.0),  # holds only where nothing is reused
         (lambda scale: 2.0 - scale / 10, 5.0),
