@@ -92,13 +92,7 @@ def beyond_solvers(receipts: Sequence[Receipt]) -> str:
             if pairs:
                 parts.append(f"{TASKS[task]}, {seeds(pairs)}: through reuse {spread(pairs, 2)}x{how}")
         taught = [(item, students[item.seed]) for item in found if sound(item) and item.seed in students]
-        factors = [factor for item, student in taught if (factor := _student_factor(item, student)) is not None]
-        if taught:
-            gain = f"{spread(factors, 2)}x" if factors else "-"
-            parts.append(
-                f"{TASKS[task]}: through distillation {gain}, as good by FD within 4 steps on {len(factors)} of "
-                f"{seeds(taught)}"
-            )
+        parts += [f"{TASKS[task]}, {seeds(taught)}: {_distilled(taught)}"] if taught else []
     return "; ".join(parts) or UNMEASURED
 
 
@@ -128,11 +122,19 @@ def personal(receipts: Sequence[Receipt]) -> str:
     return "; ".join(parts) or UNMEASURED
 
 
-def _student_factor(item: Receipt, student: Receipt) -> float | None:
-    """FLOPs of the cheapest solver as good over those of the student's fewest steps, both by FD alone."""
-    base, plain = base_of(item), cheapest(item, reuse=False, paired=False)
-    good = [one for one in student.notes["rows"] if one["fd"] <= base["fd"] + base["fd_error"]]
-    return (plain or base)["flops"] / min(one["flops"] for one in good) if good else None
+def _distilled(taught: Sequence[tuple[Receipt, Receipt]]) -> str:
+    """Steps that solvers need for the FD of a student's steps, and whether any of these is as good as 50 steps."""
+    gains = []
+    for steps in sorted({row["steps"] for _, student in taught for row in student.notes["rows"]}):
+        rows = [row for _, student in taught for row in student.notes["rows"] if row["steps"] == steps]
+        factors = [row["needed"] / steps for row in rows if row["needed"]]
+        distance = spread([row["fd"] for row in rows], 1)
+        gains.append(f"{spread(factors, 2)}x at the FD of {steps} ({distance})" if factors else f"- at {steps}")
+    good = sum(
+        any(row["fd"] <= base_of(item)["fd"] + base_of(item)["fd_error"] for row in student.notes["rows"])
+        for item, student in taught
+    )
+    return f"through distillation {', '.join(gains)}; as good as 50 steps on {good} of {seeds(taught)}"
 
 
 def _ablation(receipts: Sequence[Receipt], task: str) -> Iterable[tuple[str, list[float], str]]:

@@ -49,6 +49,7 @@ CACHES, DEPTHS = ("every 2", "every 3", "below 0.1", "below 0.2"), (1, 2)
 LOOKED_AT = (*(Setting("ddim", steps) for steps in GATE), *(Setting("dpm++", steps) for steps in (5, 10, 20)))
 """Settings whose FD is taken whatever they cost."""
 JUMPS = (1, 2, 4)
+FEW, LONGEST = ("dpm++", "unipc"), 12
 COVERED, CALIBRATED, FRESH = Setting("dpm++", 20, "below 0.2"), 6, 16
 """What coverage is measured of, with how many batches to calibrate (each round) and to look at."""
 PAIRED, TIMED, ROUNDS, TRIED = 64, 50, 5, 5
@@ -198,10 +199,19 @@ def taught(bench: Bench, name: str, seed: int) -> None:
         solvers = {one.name: fd_and_error(theirs.features(one), bench.real)[0] for one in _solvers(steps)}
         best = min(solvers, key=lambda key: solvers[key])
         rows.append({"steps": steps, "flops": steps * mine.flops(0), "fd": distance, "fd_error": error,
-                     "solver": best, "solver_fd": solvers[best], "solvers": solvers})  # fmt: skip
+                     "solver": best, "solver_fd": solvers[best], "solvers": solvers,
+                     "needed": _needed(theirs, bench.real, distance)})  # fmt: skip
     cost = Cost(flops=run.cost.flops, cpu_seconds=run.cost.cpu_seconds)
     quality = {f"fd_{row['steps']}": row["fd"] for row in rows}
     bench.publish(name, STUDENT, seed, quality=quality, cost=cost, notes={"rows": rows, "training": run.quality})
+
+
+def _needed(draws: Draws, real: Tensor, distance: float) -> int | None:
+    """The fewest steps with which a solver of the teacher comes to this FD; None: more than those tried."""
+    for steps in range(1, LONGEST + 1):
+        if any(fd_and_error(draws.features(Setting(solver, steps)), real)[0] <= distance for solver in FEW):
+            return steps
+    return None
 
 
 def _solvers(steps: int) -> list[Setting]:

@@ -175,8 +175,10 @@ def _taught(receipts: Sequence[Receipt]) -> str:
             lines = [one for item in found for one in item.notes["rows"] if one["steps"] == steps]
             cells = [spread([one[side] for one in lines], 2) for side in ("fd", "solver_fd")]
             names = ", ".join(dict.fromkeys(one["solver"] for one in lines))
-            rows.append([TASKS[task], str(steps), *cells, names, str(len(lines))])
-    heads = ["model", "steps", "FD of the student", "FD of the best solver at these FLOPs", "solver", "seeds"]
+            needed = ", ".join(dict.fromkeys(str(one["needed"] or "more than tried") for one in lines))
+            rows.append([TASKS[task], str(steps), *cells, names, needed, str(len(lines))])
+    best = "FD of the best solver at these FLOPs"
+    heads = ["model", "steps", "FD of the student", best, "solver", "steps that solvers need for its FD", "seeds"]
     return table("A student of few steps beside its teacher.", heads, rows)
 
 

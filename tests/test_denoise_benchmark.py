@@ -57,8 +57,15 @@ def sampled(seed: int = 0, *, passed: bool = True) -> Receipt:
 
 def student(seed: int = 0) -> Receipt:
     rows = [
-        {"steps": steps, "flops": float(steps), "fd": fd, "solver": f"dpm++ {steps}", "solver_fd": 9.0}
-        for steps, fd in ((1, 5.0), (2, 3.05), (4, 2.9))
+        {
+            "steps": steps,
+            "flops": float(steps),
+            "fd": fd,
+            "solver": f"dpm++ {steps}",
+            "solver_fd": 9.0,
+            "needed": needed,
+        }
+        for steps, fd, needed in ((1, 5.0, 4), (2, 3.05, 5), (4, 2.9, None))
     ]
     return Receipt("benchmark", "denoise/dit", "student", seed=seed, notes={"rows": rows})
 
@@ -102,7 +109,8 @@ def test_only_settings_as_good_in_both_measures_count(tables: ModuleType, lines:
     assert "through reuse 2.00x; " in lines.beyond_solvers([receipt])
     assert lines.beyond_solvers([receipt]).endswith("through reuse 1.00x (by FD alone)")
     assert lines.beyond_solvers([receipt, student()]).endswith(
-        "through distillation 2.50x, as good by FD within 4 steps on 1 of 1 seed"
+        "through distillation 4.00x at the FD of 1 (5.0), 2.50x at the FD of 2 (3.0), - at 4; as good as 50 steps on "
+        "1 of 1 seed"
     )
 
 
@@ -135,7 +143,7 @@ def test_the_card_has_every_table(tables: ModuleType, lines: ModuleType, tmp_pat
     assert "| small DiT, Fashion-MNIST | thrifty | 0.60x | 3.00 ± 0.10 (tie) | 2.00 | 0.80 | 0.70 | 1 |" in card
     assert "| dpm++ 20, every 2 | cheapest of all, seed 0 | 5.00x | 4.00x | 5.00x | 0.090 | 3.10 | 1 |" in card
     assert "| dpm++ 5 | cheapest solver by FD alone, seed 0 | 10.00x | - | - | 0.500 | 2.00 | 1 |" in card
-    assert "| small DiT, Fashion-MNIST | 2 | 3.05 | 9.00 | dpm++ 2 | 1 |" in card
+    assert "| small DiT, Fashion-MNIST | 2 | 3.05 | 9.00 | dpm++ 2 | 5 | 1 |" in card
     assert "| small DiT, Fashion-MNIST | NOLA | 7,600 | 4.10 ± 0.10 | 1 |" in card
     assert "dpm++ 8" not in card
     assert lines.coverage(found).endswith("1 seed: 96.0 % of 1,000 fresh samples")
