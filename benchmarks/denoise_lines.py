@@ -29,6 +29,9 @@ from denoise_tables import (
     spread,
     told,
 )
+from denoise_tables import (
+    gains_at_equal_error as equal,
+)
 from scrimp.receipts import Receipt
 
 
@@ -91,6 +94,11 @@ def beyond_solvers(receipts: Sequence[Receipt]) -> str:
             ]
             if pairs:
                 parts.append(f"{TASKS[task]}, {seeds(pairs)}: through reuse {spread(pairs, 2)}x{how}")
+        gains = [max(gain.items(), key=lambda one: one[1]) for item in found if sound(item) and (gain := equal(item))]
+        if gains:
+            names = ", ".join(dict.fromkeys(name for name, _ in gains))
+            gain = spread([gain for _, gain in gains], 2)
+            parts.append(f"{TASKS[task]}, {seeds(gains)}: through reuse at equal paired error up to {gain}x ({names})")
         taught = [(item, students[item.seed]) for item in found if sound(item) and item.seed in students]
         parts += [f"{TASKS[task]}, {seeds(taught)}: {_distilled(taught)}"] if taught else []
     return "; ".join(parts) or UNMEASURED

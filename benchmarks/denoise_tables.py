@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -73,6 +74,27 @@ def front(settings: Iterable[Setting], *, reuse: bool, most: float) -> list[Sett
             best = one["paired_error"]
             found.append(one)
     return found
+
+
+def gains_at_equal_error(receipt: Receipt) -> dict[str, float]:
+    """FLOPs of solvers alone over those of each setting with reuse on the front of all, at its paired error.
+
+    What solvers cost at that error is interpolated, in logarithms, between their own settings on either side.
+    """
+    settings = receipt.notes["settings"]
+    most = base_of(receipt)["flops"]
+    plain = front(settings, reuse=False, most=most)
+    gains = {}
+    for one in front(settings, reuse=True, most=most):
+        dearer = [other for other in plain if other["paired_error"] <= one["paired_error"]]
+        cheaper = [other for other in plain if other["paired_error"] > one["paired_error"]]
+        if not dearer or not cheaper or cheaper[-1]["flops"] >= dearer[0]["flops"]:
+            continue
+        (low, high), error = (cheaper[-1], dearer[0]), math.log(one["paired_error"])
+        ends = [math.log(other["paired_error"]) for other in (low, high)]
+        share = (ends[0] - error) / (ends[0] - ends[1])
+        gains[one["name"]] = low["flops"] ** (1 - share) * high["flops"] ** share / one["flops"]
+    return gains
 
 
 def sound(receipt: Receipt) -> bool:

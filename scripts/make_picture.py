@@ -35,7 +35,7 @@ def draw(figures: Sequence[Figure], picture: Path) -> None:
     for figure in figures:
         figure.update_layout(width=WIDTH // 2 - 10, height=HEIGHT - 10, template="plotly_white")
         panels.append(figure.to_html(full_html=False, include_plotlyjs=False, config={"displayModeBar": False}))
-    style = "body{margin:0;background:#fff;display:flex;gap:10px}"
+    style = "body{margin:0;background:#fff;display:flex;gap:10px;width:max-content}"
     page = f"<meta charset=utf-8><style>{style}</style><script>{get_plotlyjs()}</script>{''.join(panels)}"
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "page.html"

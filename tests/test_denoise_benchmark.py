@@ -107,11 +107,24 @@ def test_only_settings_as_good_in_both_measures_count(tables: ModuleType, lines:
     )
     assert told.endswith("by FD alone: 10.00x fewer FLOPs, - less CPU time, - less wall time than ddim 50 (dpm++ 5)")
     assert "through reuse 2.00x; " in lines.beyond_solvers([receipt])
-    assert lines.beyond_solvers([receipt]).endswith("through reuse 1.00x (by FD alone)")
+    assert "through reuse 1.00x (by FD alone)" in lines.beyond_solvers([receipt])
+    assert lines.beyond_solvers([receipt]).endswith("at equal paired error up to 0.80x (dpm++ 20, every 2)")
     assert lines.beyond_solvers([receipt, student()]).endswith(
         "through distillation 4.00x at the FD of 1 (5.0), 2.50x at the FD of 2 (3.0), - at 4; as good as 50 steps on "
         "1 of 1 seed"
     )
+
+
+def test_what_solvers_cost_at_an_error_is_interpolated_between_their_settings(tables: ModuleType) -> None:
+    settings = [
+        setting("ddim 50", 50.0, 0.01, 3.0),
+        setting("dpm++ 5", 5.0, 0.4, 3.0),
+        setting("dpm++ 20", 20.0, 0.1, 3.0),
+        setting("dpm++ 20, every 2", 8.0, 0.2, 3.0),
+        setting("dpm++ 4, every 2", 2.0, 0.5, 3.0),
+    ]
+    receipt = Receipt("benchmark", "denoise/dit", "sampling", notes={"baseline": "ddim 50", "settings": settings})
+    assert tables.gains_at_equal_error(receipt) == {"dpm++ 20, every 2": pytest.approx(10 / 8)}
 
 
 def test_nothing_is_published_where_more_steps_are_worse(tables: ModuleType, lines: ModuleType, tmp_path: Path) -> None:
