@@ -36,9 +36,9 @@ def pilot_table(trials: Sequence[Trial], base: Trial, chosen: Trial, *, images: 
         f"error: paired, to the reference samples of the same noise; {limit}",
         caption_justify="left",
     )
-    table.add_column("way", no_wrap=True)
+    table.add_column("way", min_width=20)
     for heading in _HEADINGS:
-        table.add_column(heading, justify="right", no_wrap=True, min_width=6)
+        table.add_column(heading, justify="right", no_wrap=True)
     for trial in sorted(trials, key=lambda trial: (trial.price, trial.error or 0.0)):
         mark = " <- taken" if trial.way == chosen.way else (" (baseline)" if trial.way == base.way else "")
         style = "green" if trial.way == chosen.way else ""
