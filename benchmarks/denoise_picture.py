@@ -7,7 +7,7 @@ from typing import Any
 
 from plotly.graph_objects import Figure, Scatter
 
-from denoise_tables import GATED, NAME, TASKS, Setting, base_of, sound
+from denoise_tables import GATED, NAME, TASKS, Setting, base_of, front, sound
 from scrimp.receipts import Receipt
 from scrimp.report.drawing import BASELINE_COLOUR, COLOURS, empty_figure
 
@@ -44,15 +44,6 @@ def scatter(receipt: Receipt) -> Figure:
     figure.update_yaxes(title_text="paired error to 100 steps", **_LOGARITHMIC)
     figure.update_layout(hovermode="closest", legend={"font": {"size": 11}}, margin={"t": 70})
     return figure
-
-
-def front(settings: Sequence[Setting]) -> list[Setting]:
-    """Settings that nothing as cheap is better than, from cheap to dear."""
-    best: list[Setting] = []
-    for one in sorted(settings, key=lambda one: (one["flops"], one["paired_error"])):
-        if not best or one["paired_error"] < best[-1]["paired_error"]:
-            best.append(one)
-    return best
 
 
 def _points(settings: Sequence[Setting], base: Setting) -> dict[str, Any]:

@@ -65,9 +65,12 @@ def cheapest(receipt: Receipt, *, reuse: bool = True, paired: bool = True) -> Se
     return min(good, key=lambda one: one["flops"], default=None)
 
 
-def front(settings: Iterable[Setting], *, reuse: bool, most: float) -> list[Setting]:
-    """Settings from cheap to dear, up to FLOPs of ``most``, each nearer to the 100-step sample than cheaper ones."""
-    kind = [one for one in settings if (one["cache"] != "none") == reuse and one["flops"] < most]
+def front(settings: Iterable[Setting], *, reuse: bool | None = None, most: float = float("inf")) -> list[Setting]:
+    """Settings from cheap to dear, below FLOPs of ``most``, each nearer to the 100-step sample than cheaper ones.
+
+    With reuse, without, or (None) of both kinds.
+    """
+    kind = [one for one in settings if reuse in (None, one["cache"] != "none") and one["flops"] < most]
     best, found = float("inf"), []
     for one in sorted(kind, key=lambda one: (one["flops"], one["paired_error"])):
         if one["paired_error"] < best:

@@ -13,8 +13,9 @@ from scrimp.primitives.errors import InputError, require
 
 Prediction = Literal["epsilon", "v", "sample", "flow"]
 PREDICTIONS: tuple[str, ...] = get_args(Prediction)
-_FROM_DIFFUSERS: dict[str, Prediction] = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}
-_TO_DIFFUSERS: dict[str, str] = {ours: theirs for theirs, ours in _FROM_DIFFUSERS.items()}
+FROM_DIFFUSERS: dict[str, Prediction] = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}
+"""By the ``prediction_type`` of a diffusers scheduler."""
+_TO_DIFFUSERS: dict[str, str] = {ours: theirs for theirs, ours in FROM_DIFFUSERS.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,10 +155,10 @@ def process_of(scheduler: Any) -> Process:
             name,
             "use the scheduler the model was trained with, such as DDPMScheduler or FlowMatchEulerDiscreteScheduler",
         )
-    prediction = _FROM_DIFFUSERS.get(str(config.get("prediction_type")))
+    prediction = FROM_DIFFUSERS.get(str(config.get("prediction_type")))
     if prediction is None:
         got = f"{config.get('prediction_type')} of {name}"
-        raise InputError(f"a prediction_type out of: {', '.join(_FROM_DIFFUSERS)}", got, "check the scheduler's config")
+        raise InputError(f"a prediction_type out of: {', '.join(FROM_DIFFUSERS)}", got, "check the scheduler's config")
     cumulative = cumulative.detach().to("cpu", torch.float32)
     return Process(prediction, cumulative.sqrt(), (1 - cumulative).sqrt(), torch.arange(len(cumulative)))
 

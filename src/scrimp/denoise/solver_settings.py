@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
+from scrimp.denoise.process import FROM_DIFFUSERS
 from scrimp.primitives.errors import InputError
 
 LEAST_LOG_SNR = -5.1
-PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}
 SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 
 
@@ -23,14 +23,14 @@ def prediction_of(scheduler: Any) -> str:
     if config.get("prediction_type") == "flow_prediction" or name.startswith("FlowMatch"):
         return "flow"
     # EDM, consistency and variance-exploding schedulers have no betas: their noise levels are another parametrisation.
-    if getattr(scheduler, "alphas_cumprod", None) is None or config.get("prediction_type") not in PREDICTIONS:
+    if getattr(scheduler, "alphas_cumprod", None) is None or config.get("prediction_type") not in FROM_DIFFUSERS:
         raise InputError(
             "a diffusers scheduler with betas and an epsilon, v or sample prediction, or one of flow matching",
             f"{name} (prediction_type {config.get('prediction_type')!r})",
             "load the scheduler that the model was saved with, such as DDPMScheduler.from_pretrained(folder, "
             'subfolder="scheduler")',
         )
-    return PREDICTIONS[config["prediction_type"]]
+    return FROM_DIFFUSERS[config["prediction_type"]]
 
 
 def beta_settings(scheduler: Any, known: Any) -> dict[str, Any]:
